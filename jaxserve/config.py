@@ -165,5 +165,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, f"port must be from 0 to 65535, got {self.port}")
-        _require(self.max_message_bytes >= 1024, f"max_message_bytes must be at least 1024, got {self.max_message_bytes}")
+        _require(
+            self.max_message_bytes >= 1024, f"max_message_bytes must be at least 1024, got {self.max_message_bytes}"
+        )
         _require(self.drain_timeout >= 0, f"drain_timeout must be at least 0 seconds, got {self.drain_timeout}")

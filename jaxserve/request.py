@@ -130,7 +130,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             if not isinstance(string, str) or not string:
                 raise InvalidRequestError(f"stop[{i}]", "must be a non-empty string")
             if len(string) > MAX_STOP_STRING_CHARS:
-                raise InvalidRequestError(f"stop[{i}]", f"at most {MAX_STOP_STRING_CHARS} characters, got {len(string)}")
+                raise InvalidRequestError(
+                    f"stop[{i}]", f"at most {MAX_STOP_STRING_CHARS} characters, got {len(string)}"
+                )
         if strings and not self.detokenize:
             raise InvalidRequestError("stop", "stop strings need detokenize; use stop_token_ids without it")
         ids = self.stop_token_ids or ()
@@ -197,12 +199,11 @@ def validate_request(prompt_token_ids: Sequence[int], params: SamplingParams, li
         )
     for i, token in enumerate(params.stop_token_ids or ()):
         if not 0 <= token < limits.vocab_size:
-            raise InvalidRequestError(
-                f"stop_token_ids[{i}]", f"must be from 0 to {limits.vocab_size - 1}, got {token}"
-            )
+            raise InvalidRequestError(f"stop_token_ids[{i}]", f"must be from 0 to {limits.vocab_size - 1}, got {token}")
     if params.min_tokens > limits.max_model_len - length:
         raise InvalidRequestError(
-            "min_tokens", f"{params.min_tokens} tokens after a prompt of {length} exceed the context of {limits.max_model_len}"
+            "min_tokens",
+            f"{params.min_tokens} tokens after a prompt of {length} exceed the context of {limits.max_model_len}",
         )
 
 
@@ -275,5 +276,3 @@ class RequestOutput(msgspec.Struct, kw_only=True):
     outputs: list[CompletionOutput]
     finished: bool = True
     num_cached_tokens: int = 0
-
-

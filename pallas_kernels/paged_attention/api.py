@@ -1,0 +1,65 @@
+"""The public operation: checks its arguments and picks an implementation."""
+
+from typing import Literal
+
+import jax
+
+from pallas_kernels.paged_attention.reference import paged_attention_reference
+
+Implementation = Literal["reference"]
+
+
+def paged_attention(
+    q: jax.Array,
+    kv_pages: jax.Array,
+    page_table: jax.Array,
+    query_start_loc: jax.Array,
+    seq_lens: jax.Array,
+    *,
+    scale: float,
+    implementation: Implementation | None = None,
+) -> jax.Array:
+    """Causal attention of a ragged batch of queries over paged keys and values.
+
+    Prompts, chunks of prompts and single decoded tokens may stand in one batch. The queries of sequence s are the rows
+    query_start_loc[s] to query_start_loc[s + 1] - 1 of q and are the last of its seq_lens[s] tokens, so row i of them
+    stands at position seq_lens[s] - num_queries[s] + i and sees the keys up to and including that position. Their own
+    keys and values must already be in the pages.
+
+    Args:
+        q: [T, K, G, H] queries, grouped by the kv head they share. Rows from query_start_loc[S] on are padding.
+        kv_pages: [P, 2, page_size, K, H] the pool, keys at index 0 and values at 1 of the second axis.
+        page_table: [S, max_pages] int32, the pages of each sequence in order. Entries past a sequence's length may be
+            anything within the pool.
+        query_start_loc: [S + 1] int32, ascending from 0. Padded sequences have no queries.
+        seq_lens: [S] int32, tokens of each sequence, this step's included; 0 for padded ones.
+        scale: factor on the scores, usually H ** -0.5.
+        implementation: `reference` is the only one so far, and what None picks.
+
+    Returns:
+        [T, K, G, H] in q's dtype. Padding rows are finite and of no meaning.
+
+    Raises:
+        ValueError: shapes contradict each other, or the implementation is unknown.
+    """
+    _check(q, kv_pages, page_table, query_start_loc, seq_lens)
+    if implementation not in (None, "reference"):
+        raise ValueError(f"unknown implementation {implementation!r}; there is: reference")
+    return paged_attention_reference(q, kv_pages, page_table, query_start_loc, seq_lens, scale=scale)
+
+
+def _check(
+    q: jax.Array, kv_pages: jax.Array, page_table: jax.Array, query_start_loc: jax.Array, seq_lens: jax.Array
+) -> None:
+    if q.ndim != 4 or kv_pages.ndim != 5 or kv_pages.shape[1] != 2:
+        raise ValueError(
+            f"q must be [T, K, G, H] and kv_pages [P, 2, page_size, K, H]; got {q.shape}, {kv_pages.shape}"
+        )
+    if (q.shape[1], q.shape[3]) != kv_pages.shape[3:]:
+        raise ValueError(f"q {q.shape} and kv_pages {kv_pages.shape} differ in kv heads or head_dim")
+    num_seqs = seq_lens.shape[0]
+    if page_table.shape[0] != num_seqs or query_start_loc.shape != (num_seqs + 1,):
+        raise ValueError(
+            f"for {num_seqs} seq_lens, page_table must have as many rows and query_start_loc one entry more; "
+            f"got {page_table.shape} and {query_start_loc.shape}"
+        )
