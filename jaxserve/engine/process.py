@@ -1,0 +1,67 @@
+"""The engine's process: `python -m jaxserve.engine.process`, started by a front end (`jaxserve.engine.launch`).
+
+Its standard input brings one line of JSON (ProcessSettings) and is then held open by the parent: when it ends, the
+parent is gone or wants the engine to stop.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+
+import msgspec
+
+from jaxserve.config import EngineConfig
+from jaxserve.errors import JaxserveError
+
+logger = logging.getLogger(__name__)
+
+# How long the loop may take to notice that it should stop, for instance inside a compilation.
+STOP_GRACE_S = 5.0
+
+
+class ProcessSettings(msgspec.Struct):
+    """What the engine's process is told: what to serve, and the ZeroMQ endpoint to bind."""
+
+    config: EngineConfig
+    endpoint: str
+
+
+def _stop_when_parent_ends(stop: threading.Event) -> None:
+    sys.stdin.buffer.read()
+    stop.set()
+    threading.Event().wait(STOP_GRACE_S)
+    # Still here: the main thread is inside a load or compilation that cannot be interrupted and serves nobody now.
+    os._exit(1)
+
+
+def main() -> int:
+    """Load the model, serve until standard input ends, and return the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
+    settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=ProcessSettings)
+    stop = threading.Event()
+    threading.Thread(target=_stop_when_parent_ends, args=(stop,), daemon=True, name="parent-watch").start()
+
+    from jaxserve.engine.transport_loop import EngineLoop, listen
+
+    socket = listen(settings.endpoint)
+    try:
+        from jaxserve.engine.build import build_core
+
+        core, info = build_core(settings.config)
+    except JaxserveError as error:
+        print(f"jaxserve: error: {error}", file=sys.stderr, flush=True)
+        return 1
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        EngineLoop(core, socket, info).run(stop)
+    except Exception:
+        logger.critical("the engine failed and exits:\n%s", traceback.format_exc())
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
