@@ -1,0 +1,77 @@
+"""The gated feed-forward layer."""
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from jaxserve.layers.linear import project
+from jaxserve.layers.parameter import abstract_param
+from jaxserve.sharding import constrain
+
+
+class GateUpProjection(nnx.Module):
+    """The gate and up matrices of a feed-forward layer in one product.
+
+    Args:
+        hidden_size: D, of the input.
+        intermediate_size: F, of each output.
+        bias: add a bias.
+        mesh: the devices.
+        dtype: of the parameters.
+    """
+
+    def __init__(self, hidden_size: int, intermediate_size: int, *, bias: bool, mesh: Mesh, dtype: DTypeLike) -> None:
+        axes = ("gate_up", "mlp")
+        self.weight = abstract_param(mesh, (2, intermediate_size, hidden_size), (*axes, "embed"), dtype)
+        self.bias = abstract_param(mesh, (2, intermediate_size), axes, dtype) if bias else None
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[T, D] to gate [T, F] and up [T, F]."""
+        out = project("td,cfd->tcf", x, self.weight[...])
+        if self.bias is not None:
+            out += self.bias[...]
+        return out[:, 0], out[:, 1]
+
+
+class DownProjection(nnx.Module):
+    """The feed-forward's inner values back to the residual stream.
+
+    Args:
+        hidden_size: D, of the output.
+        intermediate_size: F, of the input.
+        bias: add a bias.
+        mesh: the devices.
+        dtype: of the parameters.
+    """
+
+    def __init__(self, hidden_size: int, intermediate_size: int, *, bias: bool, mesh: Mesh, dtype: DTypeLike) -> None:
+        self.weight = abstract_param(mesh, (hidden_size, intermediate_size), ("embed", "mlp"), dtype)
+        self.bias = abstract_param(mesh, (hidden_size,), ("embed",), dtype) if bias else None
+        self.mesh = mesh
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[T, F] to [T, D], summed over the devices."""
+        out = constrain(project("tf,df->td", x, self.weight[...]), self.mesh)
+        return out if self.bias is None else out + self.bias[...]
+
+
+class GatedMLP(nnx.Module):
+    """`down(silu(gate(x)) * up(x))` (SwiGLU, Shazeer 2020).
+
+    Args:
+        hidden_size: D.
+        intermediate_size: F.
+        bias: add a bias to all three products.
+        mesh: the devices.
+        dtype: of the parameters.
+    """
+
+    def __init__(self, hidden_size: int, intermediate_size: int, *, bias: bool, mesh: Mesh, dtype: DTypeLike) -> None:
+        self.gate_up_proj = GateUpProjection(hidden_size, intermediate_size, bias=bias, mesh=mesh, dtype=dtype)
+        self.down_proj = DownProjection(hidden_size, intermediate_size, bias=bias, mesh=mesh, dtype=dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[T, D] to [T, D]."""
+        gate, up = self.gate_up_proj(x)
+        return self.down_proj(jax.nn.silu(gate) * up)

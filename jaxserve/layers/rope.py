@@ -1,0 +1,158 @@
+"""Rotary position embeddings (Su et al. 2021) and the ways their frequencies are scaled."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn"]
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeConfig:
+    """How positions turn into angles.
+
+    Attributes:
+        kind: `default`; `linear` (Chen et al. 2023) divides positions by `factor`; `dynamic` raises the base with the
+            length (dynamic NTK); `llama3` divides the long wavelengths only; `yarn` is Peng et al. 2023.
+        theta: base of the wavelengths.
+        factor: how many times longer the context is than in pretraining.
+        original_max_position_embeddings: tokens of context in pretraining (dynamic, llama3, yarn).
+        low_freq_factor: llama3: wavelengths over original / low_freq_factor are divided by `factor`.
+        high_freq_factor: llama3: wavelengths under original / high_freq_factor are kept.
+        beta_fast: yarn: rotations within the original context above which a dimension is kept.
+        beta_slow: yarn: rotations below which a dimension is divided by `factor`.
+        attention_factor: yarn: what cos and sin are multiplied by; from `factor` and the mscales if None.
+        mscale: yarn: see `attention_factor`.
+        mscale_all_dim: yarn: see `attention_factor`.
+        truncate: yarn: round the bounds between kept and divided dimensions outwards to whole ones.
+    """
+
+    kind: RopeKind = "default"
+    theta: float = 10000.0
+    factor: float = 1.0
+    original_max_position_embeddings: int | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+    @property
+    def cos_sin_scale(self) -> float:
+        """What cos and sin are multiplied by: 1 but for yarn."""
+        if self.kind != "yarn":
+            return 1.0
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return _yarn_mscale(self.factor, self.mscale) / _yarn_mscale(self.factor, self.mscale_all_dim)
+        return _yarn_mscale(self.factor, 1.0)
+
+
+def rope_table(config: RopeConfig, head_dim: int, max_positions: int) -> Float32Array:
+    """Cosines and sines of every position.
+
+    With the kind `dynamic` the row of position p takes the base for a sequence of p + 1 tokens. That equals
+    token-by-token generation with a cache that starts from a prompt within the original context, as transformers does
+    it, and a token's key does not depend on how its sequence was split into steps, so that preemption and cached
+    prefixes change nothing. (A prompt longer than the original context is rotated by transformers with one base, that
+    of its whole length.)
+
+    Args:
+        config: how positions turn into angles.
+        head_dim: H, even.
+        max_positions: number of rows.
+
+    Returns:
+        [max_positions, 2, H / 2] float32: cos, then sin.
+    """
+    positions = np.arange(max_positions, dtype=np.float32)
+    frequencies = _inverse_frequencies(config, head_dim, max_positions)
+    # Angles are rounded to float32 as the reference implementations do, only then taken to more digits.
+    angles = (positions[:, None] * frequencies).astype(np.float64)
+    table = np.stack([np.cos(angles), np.sin(angles)], axis=1) * config.cos_sin_scale
+    return table.astype(np.float32)
+
+
+def rotate(x: jax.Array, cos_sin: jax.Array) -> jax.Array:
+    """Rotate the two halves of each head by its position's angles, in float32.
+
+    Args:
+        x: [T, ..., H].
+        cos_sin: [T, 2, H / 2] float32: rows of `rope_table`.
+
+    Returns:
+        As `x`, in its dtype.
+    """
+    middle = (1,) * (x.ndim - 2)
+    cos, sin = (cos_sin[:, i].reshape(x.shape[0], *middle, -1) for i in (0, 1))
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def _inverse_frequencies(config: RopeConfig, head_dim: int, max_positions: int) -> Float32Array:
+    """[1, H / 2], or [max_positions, H / 2] where they depend on the position."""
+    base = np.full((1, 1), config.theta, dtype=np.float64)
+    if config.kind == "dynamic":
+        base = _dynamic_base(config, head_dim, max_positions)
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = (1.0 / base ** exponents.astype(np.float64)).astype(np.float32)
+    if config.kind == "linear":
+        frequencies /= np.float32(config.factor)
+    elif config.kind == "llama3":
+        frequencies = _llama3_frequencies(config, frequencies)
+    elif config.kind == "yarn":
+        frequencies = _yarn_frequencies(config, frequencies, head_dim)
+    return frequencies
+
+
+def _original_length(config: RopeConfig) -> int:
+    if config.original_max_position_embeddings is None:
+        raise ValueError(f"rope of kind {config.kind} needs original_max_position_embeddings")
+    return config.original_max_position_embeddings
+
+
+def _dynamic_base(config: RopeConfig, head_dim: int, max_positions: int) -> npt.NDArray[np.float64]:
+    original = _original_length(config)
+    lengths = np.maximum(np.arange(1, max_positions + 1, dtype=np.float64), original)[:, None]
+    growth = config.factor * lengths / original - (config.factor - 1.0)
+    return np.asarray(config.theta * growth ** (head_dim / (head_dim - 2)), dtype=np.float64)
+
+
+def _llama3_frequencies(config: RopeConfig, frequencies: Float32Array) -> Float32Array:
+    original = _original_length(config)
+    wavelengths = 2.0 * math.pi / frequencies.astype(np.float64)
+    low, high = config.low_freq_factor, config.high_freq_factor
+    # 1 keeps the frequency, 0 divides it by the factor; in between the two are mixed.
+    kept = np.clip((original / wavelengths - low) / (high - low), 0.0, 1.0)
+    return ((1.0 - kept) * frequencies / config.factor + kept * frequencies).astype(np.float32)
+
+
+def _yarn_frequencies(config: RopeConfig, frequencies: Float32Array, head_dim: int) -> Float32Array:
+    original = _original_length(config)
+
+    def dimension(rotations: float) -> float:
+        """The (fractional) dimension that turns this often within the original context."""
+        return head_dim * math.log(original / (rotations * 2.0 * math.pi)) / (2.0 * math.log(config.theta))
+
+    low, high = dimension(config.beta_fast), dimension(config.beta_slow)
+    if config.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001
+    divided = np.clip((np.arange(head_dim // 2, dtype=np.float64) - low) / (high - low), 0.0, 1.0)
+    return (frequencies / config.factor * divided + frequencies * (1.0 - divided)).astype(np.float32)
+
+
+def _yarn_mscale(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1.0 else 1.0

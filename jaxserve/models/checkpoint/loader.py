@@ -1,0 +1,185 @@
+"""From a model directory to arrays on the devices."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from jaxserve.config import DType, LoadFormat
+from jaxserve.errors import ConfigError
+from jaxserve.models.checkpoint.dummy import DummyReader
+from jaxserve.models.checkpoint.reader import TensorReader, check_tensors
+from jaxserve.models.checkpoint.safetensors import SafetensorsReader
+from jaxserve.models.config import ModelConfig, WeightDType, load_config
+from jaxserve.models.llama import Llama
+from jaxserve.models.registry import MODEL_FAMILIES, ModelFamily
+from jaxserve.models.weights import Assemble, ParamPath, WeightSource
+
+
+class OnProgress(Protocol):
+    """Called while loading, for a progress bar."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` bytes of parameters are on their devices."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model on its devices.
+
+    Attributes:
+        config: what it is.
+        max_model_len: rows of its table of positions.
+        mesh: the devices.
+        dtype: of weights and activations.
+        num_kv_heads: K of its KV pages, with the copies that tensor parallelism makes.
+        graphdef: the module's structure, without arrays.
+        treedef: the structure of its state.
+        weights: the leaves of that state, the order in which they cross into compiled steps.
+    """
+
+    config: ModelConfig
+    max_model_len: int
+    mesh: Mesh
+    dtype: WeightDType
+    num_kv_heads: int
+    graphdef: nnx.GraphDef[Llama]
+    treedef: jax.tree_util.PyTreeDef
+    weights: tuple[jax.Array, ...]
+
+    def merge(self, weights: Sequence[jax.Array]) -> Llama:
+        """The module with these arrays as its parameters. For use inside a trace, where they are tracers."""
+        return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, weights))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all parameters, counted once however many devices hold them."""
+        return sum(w.nbytes for w in self.weights)
+
+
+def load_model(
+    directory: str | Path,
+    mesh: Mesh,
+    *,
+    dtype: DType = "auto",
+    load_format: LoadFormat = "auto",
+    max_model_len: int | None = None,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+) -> LoadedModel:
+    """Load a model directory onto a mesh.
+
+    Everything that can be wrong with the directory is found before any device memory is taken.
+
+    Args:
+        directory: holds config.json and the weights.
+        mesh: the devices.
+        dtype: of weights and activations; `auto` is the checkpoint's on a GPU and float32 on a CPU.
+        load_format: `auto` takes what the directory holds; `dummy` needs config.json only.
+        max_model_len: positions to prepare for; the config's context length if None.
+        seed: of dummy weights.
+        on_progress: called after each parameter.
+
+    Raises:
+        CheckpointError: the directory cannot be served; the message names the file, and the tensor or key, at fault.
+        ConfigError: the model cannot be divided over the mesh, or a setting contradicts the directory.
+    """
+    directory = Path(directory)
+    config = load_config(directory)
+    family = MODEL_FAMILIES[config.architecture]
+    positions = max_model_len or config.context_length
+    param_dtype = resolve_dtype(dtype, config, mesh)
+    model = family.module(config, mesh, param_dtype=param_dtype, max_model_len=positions)
+    sources = family.weights(config, mesh)
+    reader = open_checkpoint(directory, load_format, seed)
+    if not isinstance(reader, DummyReader):
+        expected = (tensor for source in sources.values() for tensor in source.tensors)
+        check_tensors(reader, expected, tied=config.tie_word_embeddings)
+    graphdef, state = nnx.split(model)
+    weights = _load_weights(state, sources, family, config, positions, reader, mesh, on_progress)
+    return LoadedModel(
+        config=config,
+        max_model_len=positions,
+        mesh=mesh,
+        dtype=param_dtype,
+        num_kv_heads=config.parallel_heads(mesh.size)[0],
+        graphdef=graphdef,
+        treedef=jax.tree.structure(state),
+        weights=weights,
+    )
+
+
+def resolve_dtype(dtype: DType, config: ModelConfig, mesh: Mesh) -> WeightDType:
+    """The dtype that a setting means: `auto` is the checkpoint's on a GPU and float32 on a CPU."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if mesh.devices.flat[0].platform == "cpu" else config.dtype
+
+
+def open_checkpoint(directory: Path, load_format: LoadFormat, seed: int = 0) -> TensorReader:
+    """Open a directory's weights for reading, checked for what can be checked without the model's config.
+
+    Raises:
+        CheckpointError: there are none, or they are damaged.
+        ConfigError: the format is not one that can be read.
+    """
+    if load_format == "dummy":
+        return DummyReader(seed)
+    if load_format in ("auto", "safetensors"):
+        return SafetensorsReader(directory)
+    raise ConfigError(f"load_format {load_format!r} is not supported")
+
+
+def _load_weights(
+    state: nnx.State[Any, Any],
+    sources: dict[ParamPath, WeightSource],
+    family: ModelFamily,
+    config: ModelConfig,
+    positions: int,
+    reader: TensorReader,
+    mesh: Mesh,
+    on_progress: OnProgress | None,
+) -> tuple[jax.Array, ...]:
+    """The arrays of a state, in its own order. One parameter at a time, so that the host never holds two."""
+    constants = family.constants(config, positions)
+    params = cast(Sequence[tuple[ParamPath, nnx.Variable[Any]]], nnx.to_flat_state(state))
+    specs = [(path, cast(jax.ShapeDtypeStruct, param.get_value())) for path, param in params]
+    total = sum(spec.size * spec.dtype.itemsize for _, spec in specs)
+    done = 0
+    arrays = []
+    assemble = _Assembler(reader, mesh)
+    for path, spec in specs:
+        if path in constants:
+            array = jax.device_put(constants[path], spec.sharding)
+        else:
+            array = assemble(sources[path], spec)
+        if array.shape != spec.shape or array.dtype != spec.dtype:
+            raise AssertionError(f"{path} became {array.shape} {array.dtype}, not {spec.shape} {spec.dtype}")
+        arrays.append(array.block_until_ready())
+        done += array.nbytes
+        if on_progress is not None:
+            on_progress(done, total)
+    return tuple(arrays)
+
+
+class _Assembler:
+    """Reads the tensors of a parameter and puts them together on the devices, compiling each way of it once."""
+
+    def __init__(self, reader: TensorReader, mesh: Mesh) -> None:
+        self._reader = reader
+        self._mesh = mesh
+        self._compiled: dict[tuple[Assemble, jax.sharding.Sharding], Assemble] = {}
+
+    def __call__(self, source: WeightSource, spec: jax.ShapeDtypeStruct) -> jax.Array:
+        parts = self._reader.read(source.tensors, self._mesh, spec.dtype)
+        if source.assemble is None:
+            return parts[0]
+        key = (source.assemble, cast(jax.sharding.Sharding, spec.sharding))
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(source.assemble, out_shardings=spec.sharding)
+        return self._compiled[key](*parts)

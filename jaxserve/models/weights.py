@@ -1,0 +1,178 @@
+"""How the tensors of a checkpoint become a model's parameters.
+
+A checkpoint holds Hugging Face tensors, one a product. A parameter may join several of them and be laid out for the
+mesh: each `WeightSource` says which tensors it needs, how they are split while loading, and how they are put together
+on the devices.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxserve.layers.rope import Float32Array, rope_table
+from jaxserve.models.config import ModelConfig
+from jaxserve.sharding import tensor_parallel_size
+
+ParamPath = tuple[str | int, ...]
+Assemble = Callable[..., jax.Array]
+
+
+@dataclass(frozen=True)
+class CheckpointTensor:
+    """One tensor as checkpoints store it.
+
+    Attributes:
+        name: its Hugging Face name.
+        shape: its shape there.
+        axes: the logical axis of each dimension, by which it is split while loading.
+        rows: first dimension after loading, if rows of zeros are added; else that of `shape`.
+        scale: standard deviation of the values that the load format `dummy` gives it; None for ones (norms).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    rows: int | None = None
+    scale: float | None = 0.02
+
+    @property
+    def loaded_shape(self) -> tuple[int, ...]:
+        """The shape after loading, padding included."""
+        return self.shape if self.rows is None else (self.rows, *self.shape[1:])
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """Where one parameter comes from.
+
+    Attributes:
+        tensors: what it is made of.
+        assemble: traceable function of those tensors; None if the parameter is the one tensor as it is. Sources whose
+            parameters have the same shapes share one function, so that it is compiled once.
+    """
+
+    tensors: tuple[CheckpointTensor, ...]
+    assemble: Assemble | None = None
+
+
+def llama_weights(config: ModelConfig, mesh: Mesh) -> dict[ParamPath, WeightSource]:
+    """The source of every parameter of `jaxserve.models.llama.Llama` but the rotary table, by its path."""
+    size = tensor_parallel_size(mesh)
+    layer = _LlamaLayer(config, size)
+    sources: dict[ParamPath, WeightSource] = {
+        ("embed_tokens", "weight"): _vocab_table("model.embed_tokens", config, size)
+    }
+    for i in range(config.num_layers):
+        for path, source in layer.sources(f"model.layers.{i}").items():
+            sources[("layers", i, *path)] = source
+    sources[("norm", "weight")] = _norm("model.norm", config)
+    if not config.tie_word_embeddings:
+        sources[("lm_head", "weight")] = _vocab_table("lm_head", config, size)
+    return sources
+
+
+def llama_constants(config: ModelConfig, max_model_len: int) -> dict[ParamPath, Float32Array]:
+    """The parameters that no checkpoint holds."""
+    return {("cos_sin",): rope_table(config.rope, config.head_dim, max_model_len)}
+
+
+class _LlamaLayer:
+    """The sources of one decoder layer; the assembling functions are shared by all layers."""
+
+    def __init__(self, config: ModelConfig, tensor_parallel_size: int) -> None:
+        self.config = config
+        num_kv_heads, group_size = config.parallel_heads(tensor_parallel_size)
+        shape = (num_kv_heads, group_size, config.head_dim)
+        self.join_qkv = partial(_join_qkv, shape)
+        self.group_output = partial(_group_output, shape)
+        # Copied kv heads cannot be split before they are copied.
+        self.kv_axis = "kv_heads" if config.num_kv_heads % tensor_parallel_size == 0 else "replicated"
+
+    def sources(self, prefix: str) -> dict[ParamPath, WeightSource]:
+        sources: dict[ParamPath, WeightSource] = {
+            ("input_layernorm", "weight"): _norm(f"{prefix}.input_layernorm", self.config),
+            ("post_attention_layernorm", "weight"): _norm(f"{prefix}.post_attention_layernorm", self.config),
+        }
+        kinds = ("weight", "bias") if self.config.attention_bias else ("weight",)
+        for kind in kinds:
+            sources |= self._attention(f"{prefix}.self_attn", kind)
+        kinds = ("weight", "bias") if self.config.mlp_bias else ("weight",)
+        for kind in kinds:
+            sources |= self._mlp(f"{prefix}.mlp", kind)
+        return sources
+
+    def _attention(self, prefix: str, kind: str) -> dict[ParamPath, WeightSource]:
+        c = self.config
+        q_size, kv_size = c.num_query_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        qkv = (
+            _outputs_first(f"{prefix}.q_proj", kind, q_size, "heads", c.hidden_size),
+            _outputs_first(f"{prefix}.k_proj", kind, kv_size, self.kv_axis, c.hidden_size),
+            _outputs_first(f"{prefix}.v_proj", kind, kv_size, self.kv_axis, c.hidden_size),
+        )
+        out = _inputs_split(f"{prefix}.o_proj", kind, c.hidden_size, "heads", q_size)
+        return {
+            ("self_attn", "qkv_proj", kind): WeightSource(qkv, self.join_qkv),
+            ("self_attn", "o_proj", kind): WeightSource((out,), self.group_output if kind == "weight" else None),
+        }
+
+    def _mlp(self, prefix: str, kind: str) -> dict[ParamPath, WeightSource]:
+        c = self.config
+        gate_up = tuple(
+            _outputs_first(f"{prefix}.{name}_proj", kind, c.intermediate_size, "mlp", c.hidden_size)
+            for name in ("gate", "up")
+        )
+        down = _inputs_split(f"{prefix}.down_proj", kind, c.hidden_size, "mlp", c.intermediate_size)
+        return {
+            ("mlp", "gate_up_proj", kind): WeightSource(gate_up, _stack),
+            ("mlp", "down_proj", kind): WeightSource((down,)),
+        }
+
+
+def _norm(name: str, config: ModelConfig) -> WeightSource:
+    return WeightSource((CheckpointTensor(f"{name}.weight", (config.hidden_size,), ("embed",), scale=None),))
+
+
+def _vocab_table(name: str, config: ModelConfig, tensor_parallel_size: int) -> WeightSource:
+    shape = (config.vocab_size, config.hidden_size)
+    rows = -(-config.vocab_size // tensor_parallel_size) * tensor_parallel_size
+    return WeightSource((CheckpointTensor(f"{name}.weight", shape, ("vocab", "embed"), rows=rows),))
+
+
+def _outputs_first(name: str, kind: str, outputs: int, axis: str, inputs: int) -> CheckpointTensor:
+    """A matrix [outputs, inputs] split over its outputs, or its bias."""
+    if kind == "bias":
+        return CheckpointTensor(f"{name}.bias", (outputs,), (axis,))
+    return CheckpointTensor(f"{name}.weight", (outputs, inputs), (axis, "embed"))
+
+
+def _inputs_split(name: str, kind: str, outputs: int, axis: str, inputs: int) -> CheckpointTensor:
+    """A matrix [outputs, inputs] split over its inputs, or its bias, which every device holds."""
+    if kind == "bias":
+        return CheckpointTensor(f"{name}.bias", (outputs,), ("embed",))
+    return CheckpointTensor(f"{name}.weight", (outputs, inputs), ("embed", axis))
+
+
+def _join_qkv(shape: tuple[int, int, int], q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """[N * H, ...] and twice [K0 * H, ...] to [K, G + 2, H, ...], each of K0 kv heads copied K / K0 times."""
+    num_kv_heads, _, head_dim = shape
+    rest = q.shape[1:]
+
+    def copied(x: jax.Array) -> jax.Array:
+        heads = x.reshape(-1, 1, head_dim, *rest)
+        return jnp.repeat(heads, num_kv_heads // heads.shape[0], axis=0)
+
+    return jnp.concatenate([q.reshape(*shape, *rest), copied(k), copied(v)], axis=1)
+
+
+def _group_output(shape: tuple[int, int, int], weight: jax.Array) -> jax.Array:
+    """[D, N * H] to [D, K, G, H]."""
+    return weight.reshape(-1, *shape)
+
+
+def _stack(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """Twice [F, ...] to [2, F, ...]."""
+    return jnp.stack([gate, up])
