@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from jax.sharding import Mesh
-
 from jaxserve.layers.rope import Float32Array
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.llama import Llama
@@ -18,12 +16,13 @@ class ModelFamily:
 
     Attributes:
         module: the model, described and not loaded.
-        weights: the source of every parameter that checkpoints hold, by its path in the module.
+        weights: for a number of devices, the source of every parameter that checkpoints hold, by its path in the
+            module.
         constants: the other parameters, for a number of positions.
     """
 
     module: type[Llama]
-    weights: Callable[[ModelConfig, Mesh], dict[ParamPath, WeightSource]]
+    weights: Callable[[ModelConfig, int], dict[ParamPath, WeightSource]]
     constants: Callable[[ModelConfig, int], dict[ParamPath, Float32Array]]
 
 

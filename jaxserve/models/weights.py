@@ -11,11 +11,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from jaxserve.layers.rope import Float32Array, rope_table
 from jaxserve.models.config import ModelConfig
-from jaxserve.sharding import tensor_parallel_size
 
 ParamPath = tuple[str | int, ...]
 Assemble = Callable[..., jax.Array]
@@ -59,9 +57,9 @@ class WeightSource:
     assemble: Assemble | None = None
 
 
-def llama_weights(config: ModelConfig, mesh: Mesh) -> dict[ParamPath, WeightSource]:
+def llama_weights(config: ModelConfig, tensor_parallel_size: int) -> dict[ParamPath, WeightSource]:
     """The source of every parameter of `jaxserve.models.llama.Llama` but the rotary table, by its path."""
-    size = tensor_parallel_size(mesh)
+    size = tensor_parallel_size
     layer = _LlamaLayer(config, size)
     sources: dict[ParamPath, WeightSource] = {
         ("embed_tokens", "weight"): _vocab_table("model.embed_tokens", config, size)

@@ -10,7 +10,6 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxserve.config import DType, LoadFormat
-from jaxserve.errors import ConfigError
 from jaxserve.models.checkpoint.dummy import DummyReader
 from jaxserve.models.checkpoint.reader import TensorReader, check_tensors
 from jaxserve.models.checkpoint.safetensors import SafetensorsReader
@@ -18,6 +17,7 @@ from jaxserve.models.config import ModelConfig, WeightDType, load_config
 from jaxserve.models.llama import Llama
 from jaxserve.models.registry import MODEL_FAMILIES, ModelFamily
 from jaxserve.models.weights import Assemble, ParamPath, WeightSource
+from jaxserve.sharding import tensor_parallel_size
 
 
 class OnProgress(Protocol):
@@ -95,7 +95,7 @@ def load_model(
     positions = max_model_len or config.context_length
     param_dtype = resolve_dtype(dtype, config, mesh)
     model = family.module(config, mesh, param_dtype=param_dtype, max_model_len=positions)
-    sources = family.weights(config, mesh)
+    sources = family.weights(config, tensor_parallel_size(mesh))
     reader = open_checkpoint(directory, load_format, seed)
     if not isinstance(reader, DummyReader):
         expected = (tensor for source in sources.values() for tensor in source.tensors)
@@ -107,7 +107,7 @@ def load_model(
         max_model_len=positions,
         mesh=mesh,
         dtype=param_dtype,
-        num_kv_heads=config.parallel_heads(mesh.size)[0],
+        num_kv_heads=config.parallel_heads(tensor_parallel_size(mesh))[0],
         graphdef=graphdef,
         treedef=jax.tree.structure(state),
         weights=weights,
@@ -126,13 +126,15 @@ def open_checkpoint(directory: Path, load_format: LoadFormat, seed: int = 0) -> 
 
     Raises:
         CheckpointError: there are none, or they are damaged.
-        ConfigError: the format is not one that can be read.
     """
     if load_format == "dummy":
         return DummyReader(seed)
-    if load_format in ("auto", "safetensors"):
-        return SafetensorsReader(directory)
-    raise ConfigError(f"load_format {load_format!r} is not supported")
+    if load_format == "orbax" or (load_format == "auto" and (directory / "orbax").is_dir()):
+        # Orbax takes a second to import, which other formats need not wait for.
+        from jaxserve.models.checkpoint.orbax import OrbaxReader
+
+        return OrbaxReader(directory)
+    return SafetensorsReader(directory)
 
 
 def _load_weights(

@@ -50,6 +50,10 @@ class SafetensorsReader:
             name: StoredTensor(str(file.path), file.shape(name), file.dtype(name)) for name, file in self._files.items()
         }
 
+    def view(self, name: str) -> npt.NDArray[Any]:
+        """A tensor as it lies in its file, not read yet."""
+        return self._files[name].view(name)
+
     def read(self, tensors: Sequence[CheckpointTensor], mesh: Mesh, dtype: DTypeLike) -> list[jax.Array]:
         """Load some tensors; each device's part goes from the mapped file straight to it."""
         return [self._read(tensor, mesh, np.dtype(dtype)) for tensor in tensors]
@@ -57,6 +61,7 @@ class SafetensorsReader:
     def _read(self, tensor: CheckpointTensor, mesh: Mesh, dtype: np.dtype[Any]) -> jax.Array:
         file = self._files[tensor.name]
         stored = file.view(tensor.name)
+        file.will_need(tensor.name)
         # A CPU device may use the host's memory as it is, and must not come to depend on the file.
         copy = mesh.devices.flat[0].platform == "cpu"
 

@@ -83,8 +83,11 @@ class SafetensorsFile:
     def view(self, name: str) -> npt.NDArray[Any]:
         """A tensor's bytes as an array, without reading them."""
         entry = self._entries[name]
-        self._advise(mmap.MADV_WILLNEED, entry)
         return self._bytes[entry.start : entry.end].view(entry.dtype).reshape(entry.shape)
+
+    def will_need(self, name: str) -> None:
+        """Begin to read a tensor from the disk, since all of it is wanted soon."""
+        self._advise(mmap.MADV_WILLNEED, self._entries[name])
 
     def release(self, name: str) -> None:
         """Give a tensor's pages back; a later view reads them again."""

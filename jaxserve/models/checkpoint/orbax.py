@@ -1,0 +1,147 @@
+"""Orbax checkpoints: converting to them, and restoring them into any mesh.
+
+A converted directory holds config.json, the tokenizer and whatever else stood beside the weights, and in `orbax/` the
+tensors under their Hugging Face names and in their Hugging Face shapes. Nothing in it depends on a mesh: padding, the
+copies of kv heads and the joining of matrices happen on the devices while loading, as they do from safetensors.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from jaxserve.errors import CheckpointError, ConfigError
+from jaxserve.models.checkpoint.reader import StoredTensor, check_tensors
+from jaxserve.models.checkpoint.safetensors import INDEX_FILE, SafetensorsReader
+from jaxserve.models.config import load_config
+from jaxserve.models.config_file import read_json
+from jaxserve.models.registry import MODEL_FAMILIES
+from jaxserve.models.weights import CheckpointTensor
+from jaxserve.sharding import named_sharding
+
+ORBAX_DIR = "orbax"
+SIZES_FILE = "orbax_files.json"
+# A device reads whole chunks, so they are small beside its part of a large matrix.
+_CHUNK_BYTES = 16 * 2**20
+# Gigabytes of tensors being written at one time.
+_CONCURRENT_GB = 2
+_COPIED_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".md"})
+_COPIED_PREFIXES = ("LICENSE", "NOTICE", "USE_POLICY")
+
+
+def convert(source: str | Path, destination: str | Path) -> None:
+    """Write a Hugging Face directory's model as an Orbax checkpoint that can be served by itself.
+
+    Args:
+        source: holds config.json and safetensors.
+        destination: a directory that does not exist yet; its parents are made.
+
+    Raises:
+        CheckpointError: the source cannot be served; the message names the file, and the tensor or key, at fault.
+        ConfigError: the destination exists.
+    """
+    source, destination = Path(source), Path(destination)
+    config = load_config(source)
+    sources = MODEL_FAMILIES[config.architecture].weights(config, 1)
+    names = [tensor for weight in sources.values() for tensor in weight.tensors]
+    reader = SafetensorsReader(source)
+    check_tensors(reader, names, tied=config.tie_word_embeddings)
+    if destination.exists():
+        raise ConfigError(f"{destination} exists already; convert writes a directory of its own")
+    destination.mkdir(parents=True)
+    try:
+        _save(reader, [tensor.name for tensor in names], destination.absolute() / ORBAX_DIR)
+        _copy_files(source, destination)
+        _write_sizes(destination)
+    except BaseException:
+        # Half a checkpoint must not be taken for one.
+        shutil.rmtree(destination, ignore_errors=True)
+        raise
+
+
+class OrbaxReader:
+    """The tensors of a converted directory; their data is read on demand.
+
+    Args:
+        directory: what `convert` wrote.
+
+    Raises:
+        CheckpointError: it is not an Orbax checkpoint, or a file is missing or truncated.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        path = directory.absolute() / ORBAX_DIR
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: no such directory; `jaxserve convert` writes it")
+        _check_sizes(directory)
+        self.source = str(path)
+        self._path = path
+        self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        try:
+            self._metadata: Mapping[str, Any] = dict(self._checkpointer.metadata(path).item_metadata.tree)
+        except Exception as error:  # Orbax and what it stands on raise exceptions of many kinds.
+            raise CheckpointError(f"{path}: is not an Orbax checkpoint: {error}") from error
+
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """Every tensor, by name."""
+        return {
+            name: StoredTensor(self.source, tuple(leaf.shape), np.dtype(leaf.dtype).name)
+            for name, leaf in self._metadata.items()
+        }
+
+    def read(self, tensors: Sequence[CheckpointTensor], mesh: Mesh, dtype: DTypeLike) -> list[jax.Array]:
+        """Restore some tensors; each device reads the chunks of its own part. Rows past the stored ones are zeros."""
+        item = {t.name: jax.ShapeDtypeStruct(t.loaded_shape, dtype) for t in tensors}
+        restore = {
+            t.name: ocp.ArrayRestoreArgs(
+                sharding=named_sharding(mesh, t.axes), global_shape=t.loaded_shape, strict=False, dtype=dtype
+            )
+            for t in tensors
+        }
+        arguments = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
+        try:
+            restored: dict[str, jax.Array] = self._checkpointer.restore(self._path, args=arguments)
+        except Exception as error:  # As above.
+            names = ", ".join(item)
+            raise CheckpointError(f"{self._path}: tensors {names} cannot be restored: {error}") from error
+        return [restored[tensor.name] for tensor in tensors]
+
+
+def _save(reader: SafetensorsReader, names: Sequence[str], path: Path) -> None:
+    # The arrays are views of mapped files: Orbax reads them as it writes.
+    tree = {name: reader.view(name) for name in names}
+    save_args = {name: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) for name in names}
+    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=_CONCURRENT_GB, use_ocdbt=True, use_zarr3=True)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(path, args=ocp.args.PyTreeSave(tree, save_args=save_args))
+
+
+def _copy_files(source: Path, destination: Path) -> None:
+    for path in sorted(source.iterdir()):
+        wanted = path.suffix in _COPIED_SUFFIXES or path.name.startswith(_COPIED_PREFIXES)
+        if wanted and path.is_file() and path.name != INDEX_FILE:
+            shutil.copyfile(path, destination / path.name)
+
+
+def _write_sizes(directory: Path) -> None:
+    """Note the length of every file, so that a truncated one is found before anything is restored."""
+    files = sorted(p for p in (directory / ORBAX_DIR).rglob("*") if p.is_file())
+    sizes = {str(p.relative_to(directory)): p.stat().st_size for p in files}
+    (directory / SIZES_FILE).write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")
+
+
+def _check_sizes(directory: Path) -> None:
+    path = directory / SIZES_FILE
+    for name, size in read_json(path).items():
+        file = directory / name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: is missing, though {path} names it")
+        if file.stat().st_size != size:
+            raise CheckpointError(f"{file}: has {file.stat().st_size} bytes, but {path} notes {size}: it was damaged")
