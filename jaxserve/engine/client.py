@@ -18,7 +18,6 @@ from jaxserve.engine.messages import (
     EngineFailed,
     EngineInfo,
     EngineReady,
-    EngineStats,
     FromEngine,
     GetStats,
     Hello,
@@ -31,6 +30,7 @@ from jaxserve.engine.messages import (
 from jaxserve.engine.request_stream import RequestStream
 from jaxserve.errors import DuplicateRequestError, EngineDeadError, InvalidRequestError, QueueFullError
 from jaxserve.request import FinishReason, Request, RequestUpdate
+from jaxserve.scheduler.scheduler import SchedulerStats
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class EngineClient:
         self._tags = itertools.count()
         self._streams: dict[int, RequestStream] = {}
         self._request_ids: set[str] = set()
-        self._stats_waiters: dict[int, asyncio.Future[EngineStats]] = {}
+        self._stats_waiters: dict[int, asyncio.Future[SchedulerStats]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
@@ -122,7 +122,7 @@ class EngineClient:
         self._send(AddRequest(tag, request))
         return stream
 
-    async def stats(self) -> EngineStats:
+    async def stats(self) -> SchedulerStats:
         """Ask the engine for its counts.
 
         Raises:
@@ -131,7 +131,7 @@ class EngineClient:
         if self.state is EngineState.DEAD:
             raise self._death
         tag = next(self._tags)
-        waiter: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[SchedulerStats] = asyncio.get_running_loop().create_future()
         self._stats_waiters[tag] = waiter
         self._send(GetStats(tag))
         try:

@@ -7,6 +7,7 @@ an id may be used again while updates of its aborted predecessor are still under
 import msgspec
 
 from jaxserve.request import ModelLimits, Request, RequestUpdate
+from jaxserve.scheduler.scheduler import SchedulerStats
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,24 +46,6 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     device_kind: str = "cpu"
     tokenizer_dir: str | None = None
     version: str = "0"
-
-
-class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts at one moment.
-
-    Attributes:
-        num_running: requests in the batch.
-        num_waiting: requests that wait for a place in it.
-        num_pages: pages that requests can have: free, used and cached ones together.
-        num_free_pages: pages that hold nothing.
-        num_cached_pages: pages that hold prefixes nobody uses now.
-    """
-
-    num_running: int
-    num_waiting: int
-    num_pages: int
-    num_free_pages: int
-    num_cached_pages: int
 
 
 class Hello(msgspec.Struct, tag=True):
@@ -131,7 +114,7 @@ class Stats(msgspec.Struct, tag=True):
     """The answer to GetStats."""
 
     tag: int
-    stats: EngineStats
+    stats: SchedulerStats
 
 
 class EngineFailed(msgspec.Struct, tag=True):

@@ -16,7 +16,6 @@ from jaxserve.engine.messages import (
     EngineFailed,
     EngineInfo,
     EngineReady,
-    EngineStats,
     FromEngine,
     GetStats,
     Hello,
@@ -127,7 +126,7 @@ class EngineLoop:
             case AbortRequests(tags):
                 self._abort([owner for tag in tags if (owner := _Owner(front_end, tag)) in self._request_ids])
             case GetStats(tag):
-                self._send(front_end, Stats(tag, self._stats()))
+                self._send(front_end, Stats(tag, self._core.stats()))
             case Hello():
                 self._front_ends.add(front_end)
                 self._send(front_end, EngineReady(self._info))
@@ -184,13 +183,3 @@ class EngineLoop:
             logger.warning("a front end is gone; aborting its %d requests", len(lost))
         self._front_ends.discard(front_end)
         self._abort(lost)
-
-    def _stats(self) -> EngineStats:
-        stats = self._core.stats()
-        return EngineStats(
-            num_running=stats.num_running,
-            num_waiting=stats.num_waiting,
-            num_pages=stats.num_pages,
-            num_free_pages=stats.num_free_pages,
-            num_cached_pages=stats.num_cached_pages,
-        )

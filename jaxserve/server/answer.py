@@ -1,0 +1,59 @@
+"""AnswerBuilder: from the engine's updates of one request to text, token ids and the end."""
+
+from jaxserve.request import FinishReason, Request, RequestUpdate
+from jaxserve.server.conversion import FINISH_REASONS
+from jaxserve.server.status import RequestEndedError
+from jaxserve.tokenizer import StreamDetokenizer, TextDelta, Tokenizer
+from jaxserve.v1 import generate_pb2 as pb
+
+
+class AnswerBuilder:
+    """Follows one request. No input or output: the caller reads updates and sends what `add` returns.
+
+    Args:
+        request: what was submitted.
+        tokenizer: None answers with token ids only.
+
+    Attributes:
+        end: how the sequence ended; None while it goes on. A stop string ends it before the engine knows.
+        usage: what was counted so far.
+    """
+
+    def __init__(self, request: Request, tokenizer: Tokenizer | None) -> None:
+        self._params = request.params
+        self._has_deadline = request.timeout is not None
+        text_wanted = tokenizer is not None and request.params.detokenize
+        self._detokenizer = StreamDetokenizer(tokenizer, request.params) if text_wanted else None
+        self.end: pb.CompletionEnd | None = None
+        self.usage = pb.Usage(num_prompt_tokens=len(request.prompt_token_ids))
+
+    def add(self, update: RequestUpdate) -> pb.CompletionDelta:
+        """What the update adds to the answer; both parts may be empty.
+
+        Raises:
+            RequestEndedError: the engine gave the request up.
+        """
+        if update.finish_reason is FinishReason.ABORT:
+            raise RequestEndedError(deadline=self._has_deadline)
+        delta = self._detokenize(update)
+        self.usage.num_cached_tokens = max(self.usage.num_cached_tokens, update.num_cached_tokens)
+        self.usage.num_completion_tokens += len(delta.token_ids)
+        if delta.stop is not None:
+            self.end = pb.CompletionEnd(finish_reason=pb.FINISH_REASON_STOP, stop_string=delta.stop)
+        elif update.finish_reason is not None:
+            self.end = pb.CompletionEnd(finish_reason=FINISH_REASONS[update.finish_reason])
+            if update.stop_token_id is not None:
+                self.end.stop_token_id = update.stop_token_id
+        return pb.CompletionDelta(text=delta.text, token_ids=delta.token_ids)
+
+    def _detokenize(self, update: RequestUpdate) -> TextDelta:
+        ids, final = update.token_ids, update.finish_reason is not None
+        if self._detokenizer is None:
+            return TextDelta(text="", token_ids=ids, stop=None)
+        if update.stop_token_id is None or self._params.include_stop_str_in_output:
+            return self._detokenizer.append(ids, final=final)
+        # The text ends before the stop token as it does before a stop string.
+        delta = self._detokenizer.append(ids[:-1], final=final)
+        if delta.stop is not None:
+            return delta
+        return TextDelta(text=delta.text, token_ids=[*delta.token_ids, ids[-1]], stop=None)
