@@ -1,0 +1,1 @@
+"""The runner: turns a StepPlan into one call of one compiled step, without waiting for it."""

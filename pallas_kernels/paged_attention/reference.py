@@ -18,7 +18,7 @@ def paged_attention_reference(
     *,
     scale: float,
 ) -> jax.Array:
-    """See `paged_attention`. The softmax runs over blocks of keys with a running maximum (Milakov & Gimelshein 2018)."""
+    """See `paged_attention`. Softmax over blocks of keys with a running maximum (Milakov & Gimelshein 2018)."""
     num_tokens, num_kv_heads, group, head_dim = q.shape
     page_size = kv_pages.shape[2]
     pages_per_block = max(1, min(BLOCK_KEYS // page_size, page_table.shape[1]))

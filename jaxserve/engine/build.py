@@ -1,0 +1,201 @@
+"""From settings to a running EngineCore: mesh, weights, pool, compiled steps."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+import jaxserve
+from jaxserve.config import EngineConfig, SchedulerConfig
+from jaxserve.engine.core import EngineCore
+from jaxserve.engine.messages import EngineInfo
+from jaxserve.errors import ConfigError
+from jaxserve.model_directory import resolve_model
+from jaxserve.models import LoadedModel, load_config, load_model
+from jaxserve.models.config import ModelConfig
+from jaxserve.progress import ProgressCallback, no_progress
+from jaxserve.request import ModelLimits
+from jaxserve.runner.buckets import Buckets
+from jaxserve.runner.kv_pool import CPU_POOL_BYTES, KVPoolSpec, pages_in_memory
+from jaxserve.runner.model_runner import ModelRunner, StepCompiler
+from jaxserve.scheduler.scheduler import Scheduler
+from jaxserve.sharding import make_mesh, tensor_parallel_size
+
+
+@dataclass(frozen=True)
+class PlatformDefaults:
+    """What is taken where the settings leave a choice.
+
+    Attributes:
+        max_num_seqs: most sequences in a step.
+        max_num_batched_tokens: token budget of a step.
+        bucket_growth: ratio of neighbouring bucket sizes.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    bucket_growth: int
+
+
+GPU_DEFAULTS = PlatformDefaults(max_num_seqs=256, max_num_batched_tokens=8192, bucket_growth=2)
+# A CPU is for trying out: fewer shapes to compile, and steps short enough to keep streams moving.
+CPU_DEFAULTS = PlatformDefaults(max_num_seqs=32, max_num_batched_tokens=512, bucket_growth=4)
+
+
+def build_core(
+    config: EngineConfig, on_progress: ProgressCallback = no_progress, *, unlimited_queue: bool = False
+) -> tuple[EngineCore, EngineInfo]:
+    """Load the model onto the devices and make the engine that serves it.
+
+    Args:
+        config: the settings.
+        on_progress: told of loading and compiling.
+        unlimited_queue: leave out the admission limit, for callers that hand over all their work at once.
+
+    Raises:
+        ConfigError: settings that contradict each other, the model or the devices.
+        CheckpointError: the model directory cannot be served.
+    """
+    directory = resolve_model(config.model)
+    model_config = load_config(directory)
+    # Read by XLA when it first touches a GPU: its allocator then takes no more than this.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(config.gpu_memory_utilization))
+    _use_compilation_cache(config.compilation_cache_dir)
+    on_cpu = jax.default_backend() == "cpu"
+    defaults = CPU_DEFAULTS if on_cpu else GPU_DEFAULTS
+    max_model_len = _max_model_len(config, model_config)
+    mesh = make_mesh(config.tensor_parallel_size)
+    dtype = _dtype(config, model_config, on_cpu)
+
+    loaded = load_model(
+        directory,
+        mesh,
+        dtype=dtype,
+        load_format=config.load_format,
+        max_model_len=max_model_len,
+        seed=config.seed,
+        on_progress=on_progress,
+    )
+    max_num_seqs = config.max_num_seqs or defaults.max_num_seqs
+    buckets = Buckets(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens or max(defaults.max_num_batched_tokens, max_num_seqs),
+        page_size=config.page_size,
+        growth=defaults.bucket_growth,
+    )
+    num_kv_heads, _ = model_config.parallel_heads(tensor_parallel_size(mesh))
+    pool = _size_pool(config, loaded, buckets, max_num_seqs, max_model_len, num_kv_heads, on_cpu)
+    scheduler_config = SchedulerConfig(
+        num_pages=pool.num_pages,
+        page_size=config.page_size,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=buckets.largest.num_tokens,
+        max_model_len=max_model_len,
+        max_num_queued_requests=None if unlimited_queue else config.max_num_queued_requests,
+        enable_prefix_caching=config.enable_prefix_caching,
+        scheduling_policy=config.scheduling_policy,
+        seed=config.seed,
+    )
+    runner = ModelRunner(
+        loaded,
+        loaded.weights,
+        mesh,
+        pool=pool,
+        buckets=buckets,
+        max_num_seqs=max_num_seqs,
+        max_model_len=max_model_len,
+    )
+    if config.compile_ahead:
+        runner.compile_ahead(on_progress)
+    tokenizer_dir = None if config.skip_tokenizer_init else str(resolve_model(config.tokenizer or config.model))
+    info = EngineInfo(
+        model_name=config.model_name,
+        architecture=model_config.architecture,
+        dtype=jnp.dtype(dtype).name,
+        limits=ModelLimits(
+            vocab_size=model_config.vocab_size,
+            max_model_len=max_model_len,
+            eos_token_ids=model_config.eos_token_ids,
+        ),
+        num_parameters=loaded.num_parameters,
+        num_pages=pool.num_pages - 1,
+        page_size=config.page_size,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=buckets.largest.num_tokens,
+        max_num_queued_requests=config.max_num_queued_requests,
+        scheduling_policy=config.scheduling_policy,
+        tensor_parallel_size=config.tensor_parallel_size,
+        device_kind=mesh.devices.flat[0].device_kind,
+        tokenizer_dir=tokenizer_dir,
+        version=jaxserve.__version__,
+    )
+    return EngineCore(Scheduler(scheduler_config, model_config.eos_token_ids), runner), info
+
+
+def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
+    limit = model_config.context_length
+    if config.max_model_len is not None and config.max_model_len > limit:
+        raise ConfigError(
+            f"max_model_len is {config.max_model_len}, but the model's positions end at {limit}; lower it, or extend "
+            "the context by rope_scaling in config.json"
+        )
+    return config.max_model_len or limit
+
+
+def _dtype(config: EngineConfig, model_config: ModelConfig, on_cpu: bool) -> jnp.dtype:
+    if config.dtype != "auto":
+        return jnp.dtype(config.dtype)
+    # CPUs have no fast 16-bit products.
+    return jnp.dtype("float32" if on_cpu else model_config.dtype)
+
+
+def _size_pool(
+    config: EngineConfig,
+    loaded: LoadedModel,
+    buckets: Buckets,
+    max_num_seqs: int,
+    max_model_len: int,
+    num_kv_heads: int,
+    on_cpu: bool,
+) -> KVPoolSpec:
+    def spec(num_pages: int) -> KVPoolSpec:
+        model_config = loaded.config
+        return KVPoolSpec(
+            num_layers=model_config.num_layers,
+            num_pages=num_pages,
+            page_size=config.page_size,
+            num_kv_heads=num_kv_heads,
+            head_dim=model_config.head_dim,
+            dtype=loaded.dtype,
+        )
+
+    if config.num_pages is not None:
+        return spec(config.num_pages)
+    page_bytes = spec(1).page_bytes
+    pages_a_sequence = -(-max_model_len // config.page_size)
+    if on_cpu:
+        return spec(1 + max(pages_a_sequence, min(max_num_seqs * pages_a_sequence, CPU_POOL_BYTES // page_bytes)))
+    compiler = StepCompiler(loaded, loaded.weights, loaded.mesh, spec(2), max_num_seqs, pages_a_sequence)
+    devices = list(loaded.mesh.devices.flat)
+    stats = [device.memory_stats() for device in devices]
+    num_pages = pages_in_memory(
+        page_bytes=page_bytes,
+        num_devices=len(devices),
+        limit_bytes=min(s["bytes_limit"] for s in stats),
+        used_bytes=max(s["bytes_in_use"] for s in stats),
+        step_bytes=compiler.temporary_bytes(buckets.largest),
+    )
+    return spec(num_pages)
+
+
+def _use_compilation_cache(directory: str | None) -> None:
+    """Keep compiled steps between starts, in the user's cache directory unless told otherwise."""
+    if directory == "":
+        return
+    if directory is None:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        directory = str(Path(base) / "jaxserve" / "xla")
+    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

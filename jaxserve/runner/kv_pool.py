@@ -1,0 +1,85 @@
+"""The KV pool's arrays and their size."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from jaxserve.errors import ConfigError
+from jaxserve.layers.attention import KV_PAGES_SPEC
+
+# What the CPU gives the pool when nobody says: enough for tests and small models, and no surprise for the machine.
+CPU_POOL_BYTES = 1 << 30
+# Left over for the allocator's rounding and the small arrays of steps in flight.
+MEMORY_MARGIN_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class KVPoolSpec:
+    """Shape of the pool.
+
+    Attributes:
+        num_layers: arrays in the pool.
+        num_pages: pages, page 0 (never handed out) included.
+        page_size: tokens a page.
+        num_kv_heads: K over all devices, replicated heads counted.
+        head_dim: H.
+        dtype: of keys and values.
+    """
+
+    num_layers: int
+    num_pages: int
+    page_size: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: jnp.dtype
+
+    @property
+    def layer_shape(self) -> tuple[int, int, int, int, int]:
+        """[P, 2, page_size, K, H], one layer's array."""
+        return (self.num_pages, 2, self.page_size, self.num_kv_heads, self.head_dim)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page in all layers, over all devices."""
+        slot = 2 * self.num_kv_heads * self.head_dim * jnp.dtype(self.dtype).itemsize
+        return self.num_layers * self.page_size * slot
+
+    def abstract(self, mesh: Mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """The pool's arrays by shape and sharding, for compiling before they exist."""
+        sharding = NamedSharding(mesh, KV_PAGES_SPEC)
+        return tuple(
+            jax.ShapeDtypeStruct(self.layer_shape, self.dtype, sharding=sharding) for _ in range(self.num_layers)
+        )
+
+    def allocate(self, mesh: Mesh) -> tuple[jax.Array, ...]:
+        """The pool, zeroed, each device making its own part."""
+        sharding = NamedSharding(mesh, KV_PAGES_SPEC)
+        zeros = jax.jit(partial(jnp.zeros, self.layer_shape, self.dtype), out_shardings=sharding)
+        return tuple(zeros() for _ in range(self.num_layers))
+
+
+def pages_in_memory(*, page_bytes: int, num_devices: int, limit_bytes: int, used_bytes: int, step_bytes: int) -> int:
+    """How many pages fit each device's memory beside the weights that are there and the largest step's temporaries.
+
+    Args:
+        page_bytes: bytes of one page over all devices.
+        num_devices: devices that share each page.
+        limit_bytes: memory of a device that this process may take (gpu_memory_utilization of it).
+        used_bytes: what the fullest device holds already, the weights above all.
+        step_bytes: temporaries of the largest step on a device.
+
+    Raises:
+        ConfigError: nothing is left for the pool.
+    """
+    pages = (limit_bytes - used_bytes - step_bytes - MEMORY_MARGIN_BYTES) * num_devices // page_bytes
+    if pages < 2:
+        raise ConfigError(
+            f"no memory is left for the KV pool: of the {limit_bytes / 2**30:.1f} GiB a device that "
+            f"gpu_memory_utilization allows, weights take {used_bytes / 2**30:.1f} GiB and the largest step "
+            f"{step_bytes / 2**30:.1f} GiB; raise gpu_memory_utilization or tensor_parallel_size, or lower "
+            "max_num_batched_tokens or max_num_seqs"
+        )
+    return pages

@@ -1,0 +1,172 @@
+"""ModelRunner: keeps weights, pool and state on the devices, and starts one compiled step after the other."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxserve.progress import ProgressCallback, no_progress
+from jaxserve.runner.buckets import Bucket, Buckets
+from jaxserve.runner.compile_ahead import compile_all
+from jaxserve.runner.input_batch import InputBatch
+from jaxserve.runner.kv_pool import KVPoolSpec
+from jaxserve.runner.packing import packed_layout
+from jaxserve.runner.step_function import (
+    DeviceState,
+    KVPages,
+    MergesWeights,
+    Weights,
+    copy_pages,
+    run_step,
+    update_page_table,
+)
+from jaxserve.step import StepPlan
+
+# Page-table entries and page copies that one call outside the step carries.
+_UPDATES_A_CALL = 1024
+_COPIES_A_CALL = 16
+
+Step = Callable[[Weights, KVPages, DeviceState, jax.Array], tuple[KVPages, DeviceState, jax.Array]]
+
+
+@dataclass(frozen=True)
+class DispatchedStep:
+    """A step in flight: its sampled tokens, of which the first num_seqs are real."""
+
+    sampled: jax.Array
+    num_seqs: int
+
+
+class ModelRunner:
+    """Runs StepPlans on the devices of a mesh.
+
+    Args:
+        model: the loaded model; merges weights into modules.
+        weights: its arrays, on the mesh.
+        mesh: the devices.
+        pool: shape of the KV pool, allocated here.
+        buckets: the shapes to run in.
+        max_num_seqs: number of slots.
+        max_model_len: most tokens of a sequence.
+    """
+
+    def __init__(
+        self,
+        model: MergesWeights,
+        weights: Weights,
+        mesh: Mesh,
+        *,
+        pool: KVPoolSpec,
+        buckets: Buckets,
+        max_num_seqs: int,
+        max_model_len: int,
+    ) -> None:
+        self._weights = weights
+        self._buckets = buckets
+        self._batch = InputBatch(max_num_seqs)
+        self._num_slots = max_num_seqs
+        self._num_pages = pool.num_pages
+        self._replicated = NamedSharding(mesh, PartitionSpec())
+        max_pages = -(-max_model_len // pool.page_size)
+        self._compiler = StepCompiler(model, weights, mesh, pool, max_num_seqs, max_pages)
+        self._steps: dict[Bucket, Step] = {}
+        self._kv_pages = pool.allocate(mesh)
+        self._state = DeviceState(
+            *(jax.device_put(np.zeros(a.shape, a.dtype), self._replicated) for a in self._compiler.abstract_state)
+        )
+
+    def compile_ahead(self, on_progress: ProgressCallback = no_progress) -> None:
+        """Compile every bucket in parallel threads and run each once on padding, so that serving never waits for it."""
+        self._steps.update(compile_all(list(self._buckets), self._compiler.compile, on_progress))
+        for bucket in self._buckets:
+            self._call(bucket, self._batch.pack(StepPlan(step_id=0), bucket))
+        jax.block_until_ready(self._state)
+
+    def dispatch(self, plan: StepPlan) -> DispatchedStep:
+        """Start a step; returns without waiting for the device."""
+        self._batch.assign(plan.new_slots)
+        self._copy_pages(plan.page_copies)
+        bucket = self._buckets.pick(plan.num_tokens, self._batch.sampler_kind(plan))
+        plan = self._upload_surplus_pages(plan, bucket.num_page_updates)
+        sampled = self._call(bucket, self._batch.pack(plan, bucket))
+        sampled.copy_to_host_async()
+        return DispatchedStep(sampled, len(plan.slots))
+
+    def collect(self, handle: DispatchedStep) -> list[int]:
+        """Wait for a step; the sampled token of each of its sequences."""
+        tokens: list[int] = np.asarray(handle.sampled)[: handle.num_seqs].tolist()
+        return tokens
+
+    def _call(self, bucket: Bucket, packed: np.ndarray) -> jax.Array:
+        if bucket not in self._steps:
+            self._steps[bucket] = self._compiler.compile(bucket)
+        on_device = jax.device_put(packed, self._replicated)
+        self._kv_pages, self._state, sampled = self._steps[bucket](
+            self._weights, self._kv_pages, self._state, on_device
+        )
+        return sampled
+
+    def _copy_pages(self, copies: list[tuple[int, int]]) -> None:
+        for start in range(0, len(copies), _COPIES_A_CALL):
+            pairs = np.full((2, _COPIES_A_CALL), self._num_pages, np.int32)
+            part = np.array(copies[start : start + _COPIES_A_CALL], np.int32).T
+            pairs[:, : part.shape[1]] = part
+            self._kv_pages = self._compiler.copy_pages(
+                self._kv_pages, np.minimum(pairs[0], self._num_pages - 1), pairs[1]
+            )
+
+    def _upload_surplus_pages(self, plan: StepPlan, limit: int) -> StepPlan:
+        """Send page-table entries beyond what the bucket carries ahead of the step (a long prompt's cached prefix)."""
+        surplus = plan.page_table_updates[limit:]
+        for start in range(0, len(surplus), _UPDATES_A_CALL):
+            columns = np.full((3, _UPDATES_A_CALL), self._num_slots, np.int32)
+            part = np.array(surplus[start : start + _UPDATES_A_CALL], np.int32).T
+            columns[:, : part.shape[1]] = part
+            page_table = self._compiler.update_page_table(self._state.page_table, *columns)
+            self._state = DeviceState(self._state.last_tokens, page_table)
+        if surplus:
+            plan.page_table_updates = plan.page_table_updates[:limit]
+        return plan
+
+
+class StepCompiler:
+    """Compiles the step for a bucket, knowing arrays only by shape and sharding."""
+
+    def __init__(
+        self, model: MergesWeights, weights: Weights, mesh: Mesh, pool: KVPoolSpec, max_num_seqs: int, max_pages: int
+    ) -> None:
+        self._model = model
+        self._weights = tuple(jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=w.sharding) for w in weights)
+        self._pool = pool
+        self._kv_pages = pool.abstract(mesh)
+        self._replicated = NamedSharding(mesh, PartitionSpec())
+        self.abstract_state = DeviceState(
+            jax.ShapeDtypeStruct((max_num_seqs,), jnp.int32, sharding=self._replicated),
+            jax.ShapeDtypeStruct((max_num_seqs, max_pages), jnp.int32, sharding=self._replicated),
+        )
+        kv_shardings = tuple(a.sharding for a in self._kv_pages)
+        self.copy_pages = jax.jit(copy_pages, donate_argnums=0, out_shardings=kv_shardings)
+        self.update_page_table = jax.jit(update_page_table, donate_argnums=0, out_shardings=self._replicated)
+
+    def compile(self, bucket: Bucket) -> Step:
+        """The executable of one bucket. Thread-safe."""
+        step = partial(run_step, self._model, bucket, self._pool.page_size)
+        shardings = (
+            tuple(a.sharding for a in self._kv_pages),
+            DeviceState(self._replicated, self._replicated),
+            self._replicated,
+        )
+        packed = jax.ShapeDtypeStruct((packed_layout(bucket).size,), jnp.int32, sharding=self._replicated)
+        lowered = jax.jit(step, donate_argnums=(1, 2), out_shardings=shardings).lower(
+            self._weights, self._kv_pages, self.abstract_state, packed
+        )
+        return lowered.compile()
+
+    def temporary_bytes(self, bucket: Bucket) -> int:
+        """Memory a device needs for the step's temporaries, whatever the size of the pool."""
+        analysis = self.compile(bucket).memory_analysis()  # type: ignore[attr-defined]
+        return int(analysis.temp_size_in_bytes) if analysis is not None else 0

@@ -1,0 +1,77 @@
+"""The one int32 array that carries a step to the device: where each field lies, written by host and read by step.
+
+One array a step, because each argument costs host time and a changed address re-records the step's CUDA graph.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxserve.request import MAX_STOP_TOKEN_IDS
+from jaxserve.runner.buckets import Bucket, SamplerKind
+
+_FLOAT_FIELDS = frozenset({"temperature", "top_p", "min_p"})
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """Shape of each field of a bucket's packed array, in order."""
+
+    fields: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @property
+    def size(self) -> int:
+        """Entries of the packed array."""
+        return sum(int(np.prod(shape)) for _, shape in self.fields)
+
+    def views(self, packed: np.ndarray) -> dict[str, np.ndarray]:
+        """Each field as a writable view into the host array [size] int32; float fields as float32."""
+        views, start = {}, 0
+        for name, shape in self.fields:
+            size = int(np.prod(shape))
+            view = packed[start : start + size].reshape(shape)
+            views[name] = view.view(np.float32) if name in _FLOAT_FIELDS else view
+            start += size
+        return views
+
+    def unpack(self, packed: jax.Array) -> dict[str, jax.Array]:
+        """Each field of the device array [size] int32; float fields as float32."""
+        # The barrier makes the pieces values of their own: without it XLA hands the whole array to every kernel that
+        # reads a piece, and each is re-recorded when the array's address changes.
+        fields, start = {}, 0
+        for name, shape in self.fields:
+            size = int(np.prod(shape))
+            piece = packed[start : start + size].reshape(shape)
+            fields[name] = jax.lax.bitcast_convert_type(piece, jnp.float32) if name in _FLOAT_FIELDS else piece
+            start += size
+        return jax.lax.optimization_barrier(fields)  # type: ignore[no-any-return]
+
+
+def packed_layout(bucket: Bucket) -> PackedLayout:
+    """The fields of a bucket's packed array.
+
+    token_ids: [T] ids to compute; ~slot (negative) stands for the last token that slot sampled.
+    query_start_loc: [S + 1], seq_lens: [S] with this step's tokens, 0 for padding.
+    slots: [S] row of the device state; max_num_seqs, which is out of range, for padding.
+    page_rows, page_columns, page_ids: [U] pages that join the page table; rows out of range for padding.
+    Sampler FULL only, each [S]: temperature, top_p, min_p (float32), top_k, seed_high, seed_low, suppress (0 or 1),
+    and suppressed_ids [S, MAX_STOP_TOKEN_IDS], padded out of the vocabulary.
+    """
+    t, s, u = bucket.num_tokens, bucket.num_seqs, bucket.num_page_updates
+    fields: list[tuple[str, tuple[int, ...]]] = [
+        ("token_ids", (t,)),
+        ("query_start_loc", (s + 1,)),
+        ("seq_lens", (s,)),
+        ("slots", (s,)),
+        ("page_rows", (u,)),
+        ("page_columns", (u,)),
+        ("page_ids", (u,)),
+    ]
+    if bucket.sampler is SamplerKind.FULL:
+        fields += [
+            (name, (s,)) for name in ("temperature", "top_p", "min_p", "top_k", "seed_high", "seed_low", "suppress")
+        ]
+        fields.append(("suppressed_ids", (s, MAX_STOP_TOKEN_IDS)))
+    return PackedLayout(tuple(fields))

@@ -1,0 +1,124 @@
+"""The step: what one call of the device computes, from packed input to sampled tokens."""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxserve.layers.attention import AttentionMetadata
+from jaxserve.runner.buckets import Bucket, SamplerKind
+from jaxserve.runner.packing import packed_layout
+from jaxserve.runner.sampler import sample, sample_greedy
+
+Weights = tuple[jax.Array, ...]
+KVPages = tuple[jax.Array, ...]
+
+
+class DeviceState(NamedTuple):
+    """What lives on the device from step to step, besides the pool. Donated, like the pool.
+
+    Attributes:
+        last_tokens: [max_num_seqs] int32, the token each slot sampled last, read by the next step.
+        page_table: [max_num_seqs, max_pages] int32, the pages of each slot.
+    """
+
+    last_tokens: jax.Array
+    page_table: jax.Array
+
+
+class CausalLM(Protocol):
+    """What the step needs of a model."""
+
+    def __call__(
+        self, token_ids: jax.Array, metadata: AttentionMetadata, kv_pages: KVPages
+    ) -> tuple[jax.Array, KVPages]: ...
+
+    def compute_logits(self, hidden: jax.Array) -> jax.Array: ...
+
+
+class MergesWeights(Protocol):
+    """A loaded model: a flat tuple of weights and the way back to modules."""
+
+    def merge(self, weights: Weights) -> Any: ...
+
+
+def update_page_table(page_table: jax.Array, rows: jax.Array, columns: jax.Array, pages: jax.Array) -> jax.Array:
+    """Write pages [U] at (rows, columns) [U] of the table; rows out of range are dropped."""
+    return page_table.at[rows, columns].set(pages, mode="drop")
+
+
+def copy_pages(kv_pages: KVPages, sources: jax.Array, targets: jax.Array) -> KVPages:
+    """Copy pages [C] onto others in every layer (copy on write); targets out of range are dropped."""
+    return tuple(layer.at[targets].set(layer[sources], mode="drop") for layer in kv_pages)
+
+
+def run_step(
+    model: MergesWeights,
+    bucket: Bucket,
+    page_size: int,
+    weights: Weights,
+    kv_pages: KVPages,
+    state: DeviceState,
+    packed: jax.Array,
+) -> tuple[KVPages, DeviceState, jax.Array]:
+    """Compute one step of a bucket.
+
+    Args:
+        model: merges weights into modules while tracing.
+        bucket: the shapes.
+        page_size: tokens a page.
+        weights: the model's arrays. Kept.
+        kv_pages: the pool, one [P, 2, page_size, K, H] a layer. Donated.
+        state: donated.
+        packed: int32, `packed_layout(bucket)`.
+
+    Returns:
+        The pool, the state, and the sampled tokens [S] int32.
+    """
+    fields = packed_layout(bucket).unpack(packed)
+    slots = fields["slots"]
+    page_table = update_page_table(state.page_table, fields["page_rows"], fields["page_columns"], fields["page_ids"])
+    num_slots = state.last_tokens.shape[0]
+    tokens = fields["token_ids"]
+    feedback = state.last_tokens[jnp.clip(~tokens, 0, num_slots - 1)]
+    token_ids = jnp.where(tokens < 0, feedback, tokens)
+
+    rows = page_table[jnp.minimum(slots, num_slots - 1)]
+    metadata = _attention_metadata(fields["query_start_loc"], fields["seq_lens"], rows, bucket, page_size, kv_pages)
+    module: CausalLM = model.merge(weights)
+    hidden, kv_pages = module(token_ids, metadata, kv_pages)
+    last_rows = jnp.maximum(fields["query_start_loc"][1:] - 1, 0)
+    logits = module.compute_logits(hidden[last_rows])
+    if bucket.sampler is SamplerKind.FULL:
+        sampled = sample(logits, fields["seq_lens"], fields)
+    else:
+        sampled = sample_greedy(logits)
+    # A chunk that does not reach its prompt's end leaves a token nobody reads, until the last chunk writes over it.
+    last_tokens = state.last_tokens.at[slots].set(sampled, mode="drop")
+    return kv_pages, DeviceState(last_tokens, page_table), sampled
+
+
+def _attention_metadata(
+    query_start_loc: jax.Array,
+    seq_lens: jax.Array,
+    page_table: jax.Array,
+    bucket: Bucket,
+    page_size: int,
+    kv_pages: KVPages,
+) -> AttentionMetadata:
+    """Positions and slots of the tokens, from where their sequences begin and end."""
+    token = jnp.arange(bucket.num_tokens, dtype=jnp.int32)
+    seq = jnp.searchsorted(query_start_loc, token, side="right").astype(jnp.int32) - 1
+    seq = jnp.clip(seq, 0, bucket.num_seqs - 1)
+    real = token < query_start_loc[-1]
+    position = jnp.where(real, seq_lens[seq] - query_start_loc[seq + 1] + token, 0)
+    slot = page_table[seq, position // page_size] * page_size + position % page_size
+    # Padding tokens get distinct slots past the pool, where writes are dropped.
+    past_pool = kv_pages[0].shape[0] * page_size
+    return AttentionMetadata(
+        positions=position,
+        slot_mapping=jnp.where(real, slot, past_pool + token),
+        page_table=page_table,
+        query_start_loc=query_start_loc,
+        seq_lens=seq_lens,
+    )
