@@ -1,0 +1,6 @@
+"""Text to token ids and back: the tokenizer, chat templates, and text as it streams. Never imports jax."""
+
+from jaxserve.tokenizer.detokenizer import StreamDetokenizer, TextDelta
+from jaxserve.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["StreamDetokenizer", "TextDelta", "Tokenizer"]
