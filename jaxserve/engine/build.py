@@ -1,5 +1,6 @@
 """From settings to a running EngineCore: mesh, weights, pool, compiled steps."""
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,16 @@ from jaxserve.engine.core import EngineCore
 from jaxserve.engine.messages import EngineInfo
 from jaxserve.errors import ConfigError
 from jaxserve.model_directory import resolve_model
-from jaxserve.models import LoadedModel, load_config, load_model
-from jaxserve.models.config import ModelConfig
+from jaxserve.models.checkpoint.loader import LoadedModel, load_model
+from jaxserve.models.config import ModelConfig, load_config
+from jaxserve.models.registry import MODEL_FAMILIES
 from jaxserve.progress import ProgressCallback, no_progress
 from jaxserve.request import ModelLimits
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.kv_pool import CPU_POOL_BYTES, KVPoolSpec, pages_in_memory
 from jaxserve.runner.model_runner import ModelRunner, StepCompiler
 from jaxserve.scheduler.scheduler import Scheduler
-from jaxserve.sharding import make_mesh, tensor_parallel_size
+from jaxserve.sharding import make_mesh
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,15 @@ def build_core(
     defaults = CPU_DEFAULTS if on_cpu else GPU_DEFAULTS
     max_model_len = _max_model_len(config, model_config)
     mesh = make_mesh(config.tensor_parallel_size)
-    dtype = _dtype(config, model_config, on_cpu)
 
     loaded = load_model(
         directory,
         mesh,
-        dtype=dtype,
+        dtype=config.dtype,
         load_format=config.load_format,
         max_model_len=max_model_len,
         seed=config.seed,
-        on_progress=on_progress,
+        on_progress=lambda done, total: on_progress("Loading weights (bytes)", done, total),
     )
     max_num_seqs = config.max_num_seqs or defaults.max_num_seqs
     buckets = Buckets(
@@ -85,8 +86,7 @@ def build_core(
         page_size=config.page_size,
         growth=defaults.bucket_growth,
     )
-    num_kv_heads, _ = model_config.parallel_heads(tensor_parallel_size(mesh))
-    pool = _size_pool(config, loaded, buckets, max_num_seqs, max_model_len, num_kv_heads, on_cpu)
+    pool = _size_pool(config, loaded, buckets, max_num_seqs, on_cpu)
     scheduler_config = SchedulerConfig(
         num_pages=pool.num_pages,
         page_size=config.page_size,
@@ -113,13 +113,13 @@ def build_core(
     info = EngineInfo(
         model_name=config.model_name,
         architecture=model_config.architecture,
-        dtype=jnp.dtype(dtype).name,
+        dtype=loaded.dtype,
         limits=ModelLimits(
             vocab_size=model_config.vocab_size,
             max_model_len=max_model_len,
             eos_token_ids=model_config.eos_token_ids,
         ),
-        num_parameters=loaded.num_parameters,
+        num_parameters=_num_parameters(model_config),
         num_pages=pool.num_pages - 1,
         page_size=config.page_size,
         max_num_seqs=max_num_seqs,
@@ -144,11 +144,10 @@ def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
     return config.max_model_len or limit
 
 
-def _dtype(config: EngineConfig, model_config: ModelConfig, on_cpu: bool) -> jnp.dtype:
-    if config.dtype != "auto":
-        return jnp.dtype(config.dtype)
-    # CPUs have no fast 16-bit products.
-    return jnp.dtype("float32" if on_cpu else model_config.dtype)
+def _num_parameters(config: ModelConfig) -> int:
+    """Number of weights in the checkpoint, without the copies and padding that a mesh adds."""
+    sources = MODEL_FAMILIES[config.architecture].weights(config, 1)
+    return sum(math.prod(tensor.shape) for source in sources.values() for tensor in source.tensors)
 
 
 def _size_pool(
@@ -156,8 +155,6 @@ def _size_pool(
     loaded: LoadedModel,
     buckets: Buckets,
     max_num_seqs: int,
-    max_model_len: int,
-    num_kv_heads: int,
     on_cpu: bool,
 ) -> KVPoolSpec:
     def spec(num_pages: int) -> KVPoolSpec:
@@ -166,15 +163,15 @@ def _size_pool(
             num_layers=model_config.num_layers,
             num_pages=num_pages,
             page_size=config.page_size,
-            num_kv_heads=num_kv_heads,
+            num_kv_heads=loaded.num_kv_heads,
             head_dim=model_config.head_dim,
-            dtype=loaded.dtype,
+            dtype=jnp.dtype(loaded.dtype),
         )
 
     if config.num_pages is not None:
         return spec(config.num_pages)
     page_bytes = spec(1).page_bytes
-    pages_a_sequence = -(-max_model_len // config.page_size)
+    pages_a_sequence = -(-loaded.max_model_len // config.page_size)
     if on_cpu:
         return spec(1 + max(pages_a_sequence, min(max_num_seqs * pages_a_sequence, CPU_POOL_BYTES // page_bytes)))
     compiler = StepCompiler(loaded, loaded.weights, loaded.mesh, spec(2), max_num_seqs, pages_a_sequence)
