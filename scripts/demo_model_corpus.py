@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 BOS, EOS = "<bos>", "<eos>"
 VOCAB_SIZE = 4096
@@ -112,9 +112,13 @@ def _hash(name: str) -> int:
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """Byte-level BPE (Sennrich et al. 2016, over bytes as in GPT-2) that puts <bos> before every text."""
+    """Byte-level BPE (Sennrich et al. 2016, over bytes as in GPT-2) that puts <bos> before every text.
+
+    Line ends and indentation are tokens of their own, so that a prompt that ends with either is cut as in the text.
+    """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    lines = pre_tokenizers.Split(Regex(r"\n+|^[ \t]+"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,

@@ -28,7 +28,7 @@ PROMPTS = (
     "def fibonacci(n):\n",
     "class Stack:\n",
     "import os\nimport sys\n\ndef read_lines(path):\n",
-    "    def test_empty(self):\n",
+    "def is_prime(n):\n    ",
 )
 
 
@@ -43,7 +43,7 @@ class TrainConfig:
     final_learning_rate: float = 3e-5
     warmup_steps: int = 300
     weight_decay: float = 0.2
-    dropout: float = 0.1
+    dropout: float = 0.2
     seed: int = 0
     eval_every: int = 500
 
@@ -57,11 +57,10 @@ def loss_sum(params: Params, windows: Array, mask: Array, config: ModelConfig, r
 
 
 def line_starts(train: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """Positions of `train` where a line starts at column 0 with something other than white space."""
+    """Positions of `train` where a line starts."""
     pieces = [tokenizer.decode([i], skip_special_tokens=False) for i in range(tokenizer.get_vocab_size())]
     ends = np.array([piece.endswith("\n") for piece in pieces])
-    begins = np.array([not piece[:1].isspace() and i >= 2 for i, piece in enumerate(pieces)])
-    return np.flatnonzero(ends[train[:-1]] & begins[train[1:]]).astype(np.int32) + 1
+    return np.flatnonzero(ends[train[:-1]]).astype(np.int32) + 1
 
 
 def sample_windows(key: Array, train: Array, starts: Array, batch_size: int, seq_len: int) -> Array:
