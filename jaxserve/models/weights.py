@@ -1,8 +1,8 @@
 """How the tensors of a checkpoint become a model's parameters.
 
 A checkpoint holds Hugging Face tensors, one a product. A parameter may join several of them and be laid out for the
-mesh: each `WeightSource` says which tensors it needs, how they are split while loading, and how they are put together
-on the devices.
+mesh: each `WeightSource` says which tensors it needs, how they are split while loading, and where in the parameter
+they go, which happens on the devices.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from jaxserve.layers.rope import Float32Array, rope_table
 from jaxserve.models.config import ModelConfig
 
 ParamPath = tuple[str | int, ...]
-Assemble = Callable[..., jax.Array]
+Place = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,13 @@ class WeightSource:
 
     Attributes:
         tensors: what it is made of.
-        assemble: traceable function of those tensors; None if the parameter is the one tensor as it is. Sources whose
-            parameters have the same shapes share one function, so that it is compiled once.
+        places: for each tensor, a traceable function of the parameter so far and the tensor that puts it in its place;
+            none if the parameter is the one tensor as it is. Tensors that go to the same place of parameters of the
+            same shapes share one function, so that it is compiled once.
     """
 
     tensors: tuple[CheckpointTensor, ...]
-    assemble: Assemble | None = None
+    places: tuple[Place, ...] = ()
 
 
 def llama_weights(config: ModelConfig, tensor_parallel_size: int) -> dict[ParamPath, WeightSource]:
@@ -79,14 +80,16 @@ def llama_constants(config: ModelConfig, max_model_len: int) -> dict[ParamPath, 
 
 
 class _LlamaLayer:
-    """The sources of one decoder layer; the assembling functions are shared by all layers."""
+    """The sources of one decoder layer; the placing functions are shared by all layers."""
 
     def __init__(self, config: ModelConfig, tensor_parallel_size: int) -> None:
         self.config = config
-        num_kv_heads, group_size = config.parallel_heads(tensor_parallel_size)
-        shape = (num_kv_heads, group_size, config.head_dim)
-        self.join_qkv = partial(_join_qkv, shape)
-        self.group_output = partial(_group_output, shape)
+        _, group_size = config.parallel_heads(tensor_parallel_size)
+        self.places_qkv = (
+            partial(_place_queries, group_size),
+            partial(_place_keys_or_values, group_size),
+            partial(_place_keys_or_values, group_size + 1),
+        )
         # Copied kv heads cannot be split before they are copied.
         self.kv_axis = "kv_heads" if config.num_kv_heads % tensor_parallel_size == 0 else "replicated"
 
@@ -113,8 +116,8 @@ class _LlamaLayer:
         )
         out = _inputs_split(f"{prefix}.o_proj", kind, c.hidden_size, "heads", q_size)
         return {
-            ("self_attn", "qkv_proj", kind): WeightSource(qkv, self.join_qkv),
-            ("self_attn", "o_proj", kind): WeightSource((out,), self.group_output if kind == "weight" else None),
+            ("self_attn", "qkv_proj", kind): WeightSource(qkv, self.places_qkv),
+            ("self_attn", "o_proj", kind): WeightSource((out,), (_place_reshaped,) if kind == "weight" else ()),
         }
 
     def _mlp(self, prefix: str, kind: str) -> dict[ParamPath, WeightSource]:
@@ -125,7 +128,7 @@ class _LlamaLayer:
         )
         down = _inputs_split(f"{prefix}.down_proj", kind, c.hidden_size, "mlp", c.intermediate_size)
         return {
-            ("mlp", "gate_up_proj", kind): WeightSource(gate_up, _stack),
+            ("mlp", "gate_up_proj", kind): WeightSource(gate_up, (_place_gate, _place_up)),
             ("mlp", "down_proj", kind): WeightSource((down,)),
         }
 
@@ -154,23 +157,29 @@ def _inputs_split(name: str, kind: str, outputs: int, axis: str, inputs: int) ->
     return CheckpointTensor(f"{name}.weight", (outputs, inputs), ("embed", axis))
 
 
-def _join_qkv(shape: tuple[int, int, int], q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """[N * H, ...] and twice [K0 * H, ...] to [K, G + 2, H, ...], each of K0 kv heads copied K / K0 times."""
-    num_kv_heads, _, head_dim = shape
-    rest = q.shape[1:]
-
-    def copied(x: jax.Array) -> jax.Array:
-        heads = x.reshape(-1, 1, head_dim, *rest)
-        return jnp.repeat(heads, num_kv_heads // heads.shape[0], axis=0)
-
-    return jnp.concatenate([q.reshape(*shape, *rest), copied(k), copied(v)], axis=1)
+def _place_queries(group_size: int, param: jax.Array, tensor: jax.Array) -> jax.Array:
+    """[N * H, ...] into the first G of each group of [K, G + 2, H, ...]."""
+    num_kv_heads, _, *rest = param.shape
+    return param.at[:, :group_size].set(tensor.reshape(num_kv_heads, group_size, *rest))
 
 
-def _group_output(shape: tuple[int, int, int], weight: jax.Array) -> jax.Array:
-    """[D, N * H] to [D, K, G, H]."""
-    return weight.reshape(-1, *shape)
+def _place_keys_or_values(index: int, param: jax.Array, tensor: jax.Array) -> jax.Array:
+    """[K0 * H, ...] into one row of each group of [K, G + 2, H, ...], each of the K0 kv heads copied K / K0 times."""
+    num_kv_heads, _, *rest = param.shape
+    heads = tensor.reshape(-1, *rest)
+    return param.at[:, index].set(jnp.repeat(heads, num_kv_heads // heads.shape[0], axis=0))
 
 
-def _stack(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """Twice [F, ...] to [2, F, ...]."""
-    return jnp.stack([gate, up])
+def _place_reshaped(param: jax.Array, tensor: jax.Array) -> jax.Array:
+    """[D, N * H] as [D, K, G, H]."""
+    return param.at[...].set(tensor.reshape(param.shape))
+
+
+def _place_gate(param: jax.Array, tensor: jax.Array) -> jax.Array:
+    """[F, ...] into [2, F, ...]."""
+    return param.at[0].set(tensor)
+
+
+def _place_up(param: jax.Array, tensor: jax.Array) -> jax.Array:
+    """[F, ...] into [2, F, ...]."""
+    return param.at[1].set(tensor)

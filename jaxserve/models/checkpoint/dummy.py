@@ -1,7 +1,7 @@
 """Random weights of a model's real shapes, for measuring without a checkpoint."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +32,8 @@ class DummyReader:
         """None: whatever is asked for is drawn."""
         return {}
 
-    def read(self, tensors: Sequence[CheckpointTensor], mesh: Mesh, dtype: DTypeLike) -> list[jax.Array]:
-        """Draw some tensors: normal values of their scale, ones for norms."""
-        return [self._draw(tensor, mesh, dtype) for tensor in tensors]
-
-    def _draw(self, tensor: CheckpointTensor, mesh: Mesh, dtype: DTypeLike) -> jax.Array:
+    def read(self, tensor: CheckpointTensor, mesh: Mesh, dtype: DTypeLike) -> jax.Array:
+        """Draw a tensor: normal values of its scale, ones for norms."""
         sharding = named_sharding(mesh, tensor.axes)
         if tensor.scale is None:
             ones: jax.Array = jnp.ones(tensor.loaded_shape, dtype, device=sharding)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -16,7 +17,7 @@ from jaxserve.models.checkpoint.safetensors import SafetensorsReader
 from jaxserve.models.config import ModelConfig, WeightDType, load_config
 from jaxserve.models.llama import Llama
 from jaxserve.models.registry import MODEL_FAMILIES, ModelFamily
-from jaxserve.models.weights import Assemble, ParamPath, WeightSource
+from jaxserve.models.weights import ParamPath, Place, WeightSource
 from jaxserve.sharding import tensor_parallel_size
 
 
@@ -154,12 +155,12 @@ def _load_weights(
     total = sum(spec.size * spec.dtype.itemsize for _, spec in specs)
     done = 0
     arrays = []
-    assemble = _Assembler(reader, mesh)
+    load = _ParamLoader(reader, mesh)
     for path, spec in specs:
         if path in constants:
             array = jax.device_put(constants[path], spec.sharding)
         else:
-            array = assemble(sources[path], spec)
+            array = load(sources[path], spec)
         if array.shape != spec.shape or array.dtype != spec.dtype:
             raise AssertionError(f"{path} became {array.shape} {array.dtype}, not {spec.shape} {spec.dtype}")
         arrays.append(array.block_until_ready())
@@ -169,19 +170,23 @@ def _load_weights(
     return tuple(arrays)
 
 
-class _Assembler:
-    """Reads the tensors of a parameter and puts them together on the devices, compiling each way of it once."""
+class _ParamLoader:
+    """Reads the tensors of a parameter and puts them in their places, compiling each way of it once."""
 
     def __init__(self, reader: TensorReader, mesh: Mesh) -> None:
         self._reader = reader
         self._mesh = mesh
-        self._compiled: dict[tuple[Assemble, jax.sharding.Sharding], Assemble] = {}
+        self._compiled: dict[tuple[Place, tuple[int, ...]], Place] = {}
 
     def __call__(self, source: WeightSource, spec: jax.ShapeDtypeStruct) -> jax.Array:
-        parts = self._reader.read(source.tensors, self._mesh, spec.dtype)
-        if source.assemble is None:
-            return parts[0]
-        key = (source.assemble, cast(jax.sharding.Sharding, spec.sharding))
-        if key not in self._compiled:
-            self._compiled[key] = jax.jit(source.assemble, out_shardings=spec.sharding)
-        return self._compiled[key](*parts)
+        if not source.places:
+            return self._reader.read(source.tensors[0], self._mesh, spec.dtype)
+        param = jnp.zeros(spec.shape, spec.dtype, device=spec.sharding)
+        for tensor, place in zip(source.tensors, source.places, strict=True):
+            key = (place, spec.shape)
+            if key not in self._compiled:
+                self._compiled[key] = jax.jit(place, donate_argnums=0, out_shardings=spec.sharding)
+            part = self._reader.read(tensor, self._mesh, spec.dtype)
+            # One part at a time: it is freed before the next is read.
+            param = self._compiled[key](param, part).block_until_ready()
+        return param

@@ -96,22 +96,23 @@ class OrbaxReader:
             for name, leaf in self._metadata.items()
         }
 
-    def read(self, tensors: Sequence[CheckpointTensor], mesh: Mesh, dtype: DTypeLike) -> list[jax.Array]:
-        """Restore some tensors; each device reads the chunks of its own part. Rows past the stored ones are zeros."""
-        item = {t.name: jax.ShapeDtypeStruct(t.loaded_shape, dtype) for t in tensors}
-        restore = {
-            t.name: ocp.ArrayRestoreArgs(
-                sharding=named_sharding(mesh, t.axes), global_shape=t.loaded_shape, strict=False, dtype=dtype
-            )
-            for t in tensors
-        }
-        arguments = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
+    def read(self, tensor: CheckpointTensor, mesh: Mesh, dtype: DTypeLike) -> jax.Array:
+        """Restore a tensor; each device reads the chunks of its own part. Rows past the stored ones are zeros."""
+        shape = tensor.loaded_shape
+        arguments = ocp.args.PyTreeRestore(
+            item={tensor.name: jax.ShapeDtypeStruct(shape, dtype)},
+            restore_args={
+                tensor.name: ocp.ArrayRestoreArgs(
+                    sharding=named_sharding(mesh, tensor.axes), global_shape=shape, strict=False, dtype=dtype
+                )
+            },
+            partial_restore=True,
+        )
         try:
-            restored: dict[str, jax.Array] = self._checkpointer.restore(self._path, args=arguments)
+            restored: jax.Array = self._checkpointer.restore(self._path, args=arguments)[tensor.name]
         except Exception as error:  # As above.
-            names = ", ".join(item)
-            raise CheckpointError(f"{self._path}: tensors {names} cannot be restored: {error}") from error
-        return [restored[tensor.name] for tensor in tensors]
+            raise CheckpointError(f"{self._path}: tensor {tensor.name} cannot be restored: {error}") from error
+        return restored
 
 
 def _save(reader: SafetensorsReader, names: Sequence[str], path: Path) -> None:

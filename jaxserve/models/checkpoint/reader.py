@@ -1,6 +1,6 @@
 """What a loader needs of a checkpoint, whatever its format."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,8 +43,8 @@ class TensorReader(Protocol):
         """Every tensor it holds, by name."""
         ...
 
-    def read(self, tensors: Sequence[CheckpointTensor], mesh: Mesh, dtype: DTypeLike) -> list[jax.Array]:
-        """Load some tensors, each split over the mesh by its axes and padded to its `loaded_shape`."""
+    def read(self, tensor: CheckpointTensor, mesh: Mesh, dtype: DTypeLike) -> jax.Array:
+        """Load one tensor, split over the mesh by its axes and padded to its `loaded_shape`."""
         ...
 
 

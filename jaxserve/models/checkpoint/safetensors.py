@@ -1,6 +1,7 @@
 """Loading a Hugging Face directory: model.safetensors, or several files with an index."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from jaxserve.sharding import named_sharding
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+_DEVICE_ALIGNMENT = 64  # bytes
+_COPY_BYTES = 4 * 2**20
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -54,11 +57,8 @@ class SafetensorsReader:
         """A tensor as it lies in its file, not read yet."""
         return self._files[name].view(name)
 
-    def read(self, tensors: Sequence[CheckpointTensor], mesh: Mesh, dtype: DTypeLike) -> list[jax.Array]:
-        """Load some tensors; each device's part goes from the mapped file straight to it."""
-        return [self._read(tensor, mesh, np.dtype(dtype)) for tensor in tensors]
-
-    def _read(self, tensor: CheckpointTensor, mesh: Mesh, dtype: np.dtype[Any]) -> jax.Array:
+    def read(self, tensor: CheckpointTensor, mesh: Mesh, dtype: DTypeLike) -> jax.Array:
+        """Load a tensor; each device's part goes from the mapped file straight to it."""
         file = self._files[tensor.name]
         stored = file.view(tensor.name)
         file.will_need(tensor.name)
@@ -66,7 +66,17 @@ class SafetensorsReader:
         copy = mesh.devices.flat[0].platform == "cpu"
 
         def part(index: tuple[slice, ...] | None) -> npt.NDArray[Any]:
-            return _part(stored, index or (), tensor.loaded_shape, dtype, copy)
+            """One device's part: a view of the file where that will do; rows past the stored ones are zeros."""
+            found = stored[index or ()]
+            shape = _part_shape(index or (), tensor.loaded_shape)
+            if found.shape == shape and found.dtype == dtype and not copy:
+                return found
+            out = _aligned_empty(shape, np.dtype(dtype))
+            out[found.shape[0] :] = 0
+            for rows in _row_blocks(found):
+                np.copyto(out[rows], found[rows], casting="unsafe")
+                file.release(tensor.name)
+            return out
 
         array = jax.make_array_from_callback(tensor.loaded_shape, named_sharding(mesh, tensor.axes), part)
         # The transfer must end before the pages go, and before the next tensor takes host memory.
@@ -75,18 +85,25 @@ class SafetensorsReader:
         return array
 
 
-def _part(
-    stored: npt.NDArray[Any], index: tuple[slice, ...], loaded_shape: tuple[int, ...], dtype: np.dtype[Any], copy: bool
-) -> npt.NDArray[Any]:
-    """One device's part of a tensor; rows past the stored ones are zeros. A view of the file where that will do."""
+def _part_shape(index: tuple[slice, ...], loaded_shape: tuple[int, ...]) -> tuple[int, ...]:
     index += (slice(None),) * (len(loaded_shape) - len(index))
-    shape = tuple(len(range(*s.indices(n))) for s, n in zip(index, loaded_shape, strict=True))
-    found = stored[index]
-    if found.shape == shape and found.dtype == dtype and not copy:
-        return found
-    out = np.zeros(shape, dtype) if found.shape != shape else np.empty(shape, dtype)
-    np.copyto(out[: found.shape[0]], found, casting="unsafe")
-    return out
+    return tuple(len(range(*s.indices(n))) for s, n in zip(index, loaded_shape, strict=True))
+
+
+def _row_blocks(array: npt.NDArray[Any]) -> Iterator[slice]:
+    """Rows that are copied together, few enough that their pages do not count beside a large tensor."""
+    row_bytes = max(1, array.nbytes // max(1, len(array)))
+    step = max(1, _COPY_BYTES // row_bytes)
+    for start in range(0, len(array), step):
+        yield slice(start, min(start + step, len(array)))
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """An array that a CPU device can take over as it is, instead of copying it once more."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    raw = np.empty(num_bytes + _DEVICE_ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _DEVICE_ALIGNMENT
+    return raw[start : start + num_bytes].view(dtype).reshape(shape)
 
 
 def _open_index(directory: Path) -> dict[str, SafetensorsFile]:
