@@ -1,6 +1,7 @@
 """The running sequences: their slots, their pages, and what each computes next."""
 
 from bisect import insort
+from itertools import count, repeat
 from operator import attrgetter
 
 from jaxserve.config import SchedulerConfig
@@ -37,6 +38,8 @@ class Batch:
         self._budget = config.max_num_batched_tokens
         self._caching = config.enable_prefix_caching
         self._copy_sources: list[int] = []
+        # Pages that the prompts being prefilled will still need after this step.
+        self._num_promised = 0
         self._whole_context_pages = -(-config.max_model_len // config.page_size) if config.reserve_whole_context else 0
         # Room for running sequences to grow before an admission would force one of them out again.
         self._watermark = self.allocator.num_pages // 100
@@ -51,6 +54,7 @@ class Batch:
         running = self.running
         scheduled = builder.scheduled
         skipped = 0
+        self._num_promised = 0
         # Preemption takes sequences off the end, never one that was visited, so the iteration stays valid.
         for seq in running:
             position = seq.num_computed
@@ -72,10 +76,14 @@ class Batch:
             return False  # the token that fills its length is in flight
         if position == len(seq.pages) * self._page_size:
             self.register_full_pages(seq)
-            if not self._make_room(seq, 1, preempted):
+            if not self.allocator.num_available and not self._make_room(seq, 1, preempted):
                 return False
-            self._add_page(seq, builder)
-        builder.add_decode(seq, suppress=position < seq.suppress_until)
+            page = self.allocator.allocate_one()
+            builder.page_table_updates.append((seq.slot, len(seq.pages), page))
+            seq.pages.append(page)
+        if position < seq.suppress_until:
+            builder.suppress_next()
+        builder.scheduled.append(seq)
         seq.num_computed = position + 1
         self._set_plain_until(seq)
         return True
@@ -85,16 +93,17 @@ class Batch:
         start = seq.num_computed
         stop = min(len(seq.token_ids), start + limit)
         num_new = -(-stop // self._page_size) - len(seq.pages)
-        if num_new > 0 and not self._make_room(seq, num_new, preempted):
-            return False
-        for _ in range(num_new):
-            self._add_page(seq, builder)
+        if num_new > 0:
+            if not self._make_room(seq, num_new, preempted):
+                return False
+            self._add_pages(seq, num_new, builder)
         seq.num_computed = stop
         if builder.add_chunk(seq, start, stop):
             seq.prefilling = False
             self._set_plain_until(seq)
         else:
             seq.plain_until = stop
+            self._num_promised += max(0, -(-len(seq.token_ids) // self._page_size) - len(seq.pages))
         # At once, so that sequences of this very step share them: each layer writes all keys before it reads any.
         self.register_full_pages(seq)
         return True
@@ -106,10 +115,10 @@ class Batch:
         else:
             seq.plain_until = min(len(seq.pages) * self._page_size, seq.max_length - 1)
 
-    def _add_page(self, seq: Sequence, builder: PlanBuilder) -> None:
-        page = self.allocator.allocate()
-        builder.page_table_updates.append((seq.slot, len(seq.pages), page))
-        seq.pages.append(page)
+    def _add_pages(self, seq: Sequence, num_pages: int, builder: PlanBuilder) -> None:
+        pages = self.allocator.allocate(num_pages)
+        builder.page_table_updates.extend(zip(repeat(seq.slot), count(len(seq.pages)), pages))
+        seq.pages.extend(pages)
 
     def _make_room(self, seq: Sequence, num_pages: int, preempted: list[Sequence]) -> bool:
         """Preempt from the end until `num_pages` can be had; False if the sequence itself had to go.
@@ -129,10 +138,14 @@ class Batch:
         if not self._caching:
             return
         full = min(seq.num_computed, len(seq.token_ids)) // self._page_size
-        if seq.num_registered < full:
+        first = seq.num_registered
+        if first + 1 == full == len(seq.digests) + 1:
+            self.cache.insert_next(seq.pages[first], seq.digests, seq.token_ids, self.step_id)
+            seq.num_registered = full
+        elif first < full:
             self.cache.extend_digests(seq.digests, seq.token_ids, full)
-            for i in range(seq.num_registered, full):
-                self.cache.insert(seq.pages[i], seq.digests[i], self.step_id)
+            new = slice(first, full)
+            self.cache.insert(seq.pages[new], seq.digests[new], self.step_id)
             seq.num_registered = full
 
     def admit(self, seq: Sequence, builder: PlanBuilder) -> bool:
@@ -164,24 +177,22 @@ class Batch:
 
     def end_plan(self) -> None:
         """Let go of the pages that the plan copies from: later plans run after the copies."""
-        for page in self._copy_sources:
-            self.allocator.release(page)
+        self.allocator.release(self._copy_sources)
         self._copy_sources.clear()
 
     def _fits(self, seq: Sequence, hits: list[int], *, copies: bool) -> bool:
         num_new = self._first_pages(seq) - len(hits) + copies
         # Sharing a page that nobody holds takes it from those that could be evicted.
         num_revived = sum(1 for page in hits if self.allocator.ref_count(page) == 0)
-        watermark = self._watermark if self.running else 0
-        return num_new + num_revived + watermark <= self.allocator.num_available
+        reserved = self._num_promised + self._watermark if self.running else 0
+        return num_new + num_revived + reserved <= self.allocator.num_available
 
     def _first_pages(self, seq: Sequence) -> int:
         return self._whole_context_pages or -(-len(seq.token_ids) // self._page_size)
 
     def _enter(self, seq: Sequence, hits: list[int], builder: PlanBuilder, *, copies: bool) -> None:
         """Give a sequence its slot, the pages found for it and, where reserved ahead, all the others."""
-        for page in hits:
-            self.allocator.share(page)
+        self.allocator.share(hits)
         num_shared = len(hits) - copies
         num_computed = len(seq.token_ids) - 1 if copies else len(hits) * self._page_size
         slot = self.free_slots.pop()
@@ -189,17 +200,16 @@ class Batch:
         builder.new_slots.append(seq.enter_batch(slot, pages, num_computed, num_shared))
         builder.page_table_updates.extend((slot, i, page) for i, page in enumerate(pages))
         if copies:
-            self._add_page(seq, builder)
+            self._add_pages(seq, 1, builder)
             builder.page_copies.append((hits[-1], seq.pages[-1]))
-        for _ in range(self._whole_context_pages - len(seq.pages)):
-            self._add_page(seq, builder)
+        if self._whole_context_pages:
+            self._add_pages(seq, self._whole_context_pages - len(seq.pages), builder)
 
     def release(self, seq: Sequence, state: SequenceState) -> None:
         """Take slot and pages back from a sequence that has left `running`, or is about to be dropped from it."""
         self.register_full_pages(seq)
         # Last page first: of a cached chain the end is evicted before the beginning.
-        for page in reversed(seq.pages):
-            self.allocator.release(page)
+        self.allocator.release(reversed(seq.pages))
         self.free_slots.append(seq.slot)
         seq.leave_batch(state)
 

@@ -5,7 +5,7 @@ rest of its last page (PagedAttention, Kwon et al. 2023).
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from jaxserve.errors import JaxserveError
 
@@ -15,7 +15,7 @@ class IntegrityError(JaxserveError):
 
 
 class PageAllocator:
-    """Hands out pages by reference count. Every operation is O(1).
+    """Hands out pages by reference count. Every operation is O(1) a page.
 
     A page is in exactly one of three states: *free* (no holder, contents worthless), *used* (one holder or more), or
     *cached* (no holder, contents kept for reuse, evicted least recently released first when no page is free).
@@ -23,12 +23,12 @@ class PageAllocator:
 
     Args:
         num_pages: pages of the pool, page 0 included.
-        on_evict: called with a cached page whose contents are given up.
+        on_evict: called with the cached pages whose contents are given up.
     """
 
     __slots__ = ("_cacheable", "_cached", "_free", "_on_evict", "_ref_counts", "num_pages")
 
-    def __init__(self, num_pages: int, on_evict: Callable[[int], None]) -> None:
+    def __init__(self, num_pages: int, on_evict: Callable[[list[int]], None]) -> None:
         self.num_pages = num_pages - 1
         self._on_evict = on_evict
         self._ref_counts = [0] * num_pages
@@ -65,40 +65,55 @@ class PageAllocator:
         """Whether a page has contents to reuse and no holder."""
         return page in self._cached
 
-    def allocate(self) -> int:
-        """Hand out a page with one reference, evicting the least recently released cached page if none is free.
+    def allocate(self, num_pages: int) -> list[int]:
+        """Hand out pages with one reference each, evicting the least recently released cached ones if few are free.
 
         Raises:
-            IntegrityError: every page has a holder; callers check `num_available` first.
+            IntegrityError: fewer than `num_pages` are available; callers check that first.
         """
-        if self._free:
-            page = self._free.pop()
-        elif self._cached:
-            page, _ = self._cached.popitem(last=False)
-            self._cacheable[page] = False
-            self._on_evict(page)
-        else:
-            raise IntegrityError("every page of the KV pool has a holder")
+        if num_pages > self.num_available:
+            raise IntegrityError(f"{num_pages} pages were asked for and {self.num_available} are available")
+        free = self._free
+        pages = [free.pop() for _ in range(min(num_pages, len(free)))]
+        if len(pages) < num_pages:
+            pop, cacheable = self._cached.popitem, self._cacheable
+            evicted = [pop(last=False)[0] for _ in range(num_pages - len(pages))]
+            for page in evicted:
+                cacheable[page] = False
+            self._on_evict(evicted)
+            pages += evicted
+        ref_counts = self._ref_counts
+        for page in pages:
+            ref_counts[page] = 1
+        return pages
+
+    def allocate_one(self) -> int:
+        """As `allocate(1)[0]`, but faster: most steps of a sequence need no page and the others just one."""
+        if not self._free:
+            return self.allocate(1)[0]
+        page = self._free.pop()
         self._ref_counts[page] = 1
         return page
 
-    def share(self, page: int) -> None:
-        """Add a reference to a used or cached page."""
-        if self._ref_counts[page] == 0:
-            del self._cached[page]
-        self._ref_counts[page] += 1
+    def share(self, pages: Iterable[int]) -> None:
+        """Add a reference to each of some used or cached pages."""
+        for page in pages:
+            if self._ref_counts[page] == 0:
+                del self._cached[page]
+            self._ref_counts[page] += 1
 
-    def release(self, page: int) -> None:
-        """Drop a reference; the last one makes the page cached if its contents are worth keeping, else free."""
-        count = self._ref_counts[page] - 1
-        if count < 0:
-            raise IntegrityError(f"page {page} was released more often than it was handed out")
-        self._ref_counts[page] = count
-        if count == 0:
-            if self._cacheable[page]:
-                self._cached[page] = None
-            else:
-                self._free.append(page)
+    def release(self, pages: Iterable[int]) -> None:
+        """Drop a reference of each page; its last one makes a page cached if its contents are kept, else free."""
+        ref_counts, cacheable = self._ref_counts, self._cacheable
+        for page in pages:
+            count = ref_counts[page] = ref_counts[page] - 1
+            if count == 0:
+                if cacheable[page]:
+                    self._cached[page] = None
+                else:
+                    self._free.append(page)
+            elif count < 0:
+                raise IntegrityError(f"page {page} was released more often than it was handed out")
 
     def keep_contents(self, page: int) -> None:
         """Have a used page become cached, not free, at its last release."""

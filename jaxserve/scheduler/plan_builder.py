@@ -11,7 +11,7 @@ class PlanBuilder:
     What differs from that (chunks of prompts, stops held back) is noted by index.
 
     Attributes:
-        scheduled: the sequences of the step, `num_computed` advanced already.
+        scheduled: the sequences of the step, `num_computed` advanced already. A decoding one is just appended.
         page_table_updates: as in StepPlan.
         page_copies: as in StepPlan.
         new_slots: as in StepPlan.
@@ -43,11 +43,9 @@ class PlanBuilder:
         """Tokens of the step so far."""
         return len(self.scheduled) + self._extra_tokens
 
-    def add_decode(self, sequence: Sequence, *, suppress: bool) -> None:
-        """Schedule one token that feeds back."""
-        if suppress:
-            self._suppressed.append(len(self.scheduled))
-        self.scheduled.append(sequence)
+    def suppress_next(self) -> None:
+        """Hold back the stops of the sequence that is appended next."""
+        self._suppressed.append(len(self.scheduled))
 
     def add_chunk(self, sequence: Sequence, start: int, stop: int) -> bool:
         """Schedule the known tokens from position `start` to `stop`; returns whether the step samples after them."""
@@ -55,7 +53,7 @@ class PlanBuilder:
         index = len(self.scheduled)
         self._chunks.append((index, start, stop - start, samples))
         if samples and stop - 1 < sequence.suppress_until:
-            self._suppressed.append(index)
+            self.suppress_next()
         self._token_ids.extend(sequence.token_ids[start:stop])
         self._extra_tokens += stop - start - 1
         self.scheduled.append(sequence)
