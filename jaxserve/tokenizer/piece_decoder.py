@@ -3,14 +3,14 @@
 import codecs
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
 import tokenizers
 
-# A character has at most four bytes, hence tokens; whatever is still incomplete after more than that is broken.
-MAX_PENDING_TOKENS = 8
+# How much of the prompt a decoder is shown: a character has at most four bytes, hence tokens, and one goes before it.
+NUM_CONTEXT_TOKENS = 8
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -38,8 +38,7 @@ class VocabularyPieces:
         self.special_ids = frozenset(i for i, t in backend.get_added_tokens_decoder().items() if t.special)
         types = _decoder_types(json.loads(backend.to_str()).get("decoder"))
         self._is_byte_level = bool(types) and "ByteLevel" in types and types <= {"ByteLevel", "Fuse"}
-        # Any other decoder that joins bytes shows an incomplete character as U+FFFD at the end of the text.
-        self._holds_replacement = "ByteLevel" in types
+        self._joins_bytes = "ByteLevel" in types
         self._byte_of_id: dict[int, int] = {}
         if "ByteFallback" in types:
             for token, i in backend.get_vocab().items():
@@ -54,8 +53,9 @@ class VocabularyPieces:
         if self._is_byte_level:
             decoder = _ByteLevelDecoder(self, skipped)
         else:
-            decoder = _WindowDecoder(self._backend, skipped, self._byte_of_id, self._holds_replacement)
-        seen = islice((i for i in reversed(prompt_token_ids) if i not in skipped), MAX_PENDING_TOKENS)
+            token_bytes = self.token_bytes if self._joins_bytes else None
+            decoder = _WindowDecoder(self._backend, skipped, self._byte_of_id, token_bytes)
+        seen = islice((i for i in reversed(prompt_token_ids) if i not in skipped), NUM_CONTEXT_TOKENS)
         for token_id in reversed(list(seen)):
             decoder.push(token_id)
         return decoder
@@ -90,7 +90,7 @@ class _WindowDecoder:
 
     Decoders such as Metaspace treat the first token of a text differently, so each token is decoded together with
     what came just before, and the part that was there already is cut off. Byte tokens (`<0xE2>`) are gathered until
-    they make a whole character.
+    they make a whole character, and so are byte-level tokens that stand before further decoding steps.
     """
 
     def __init__(
@@ -98,12 +98,13 @@ class _WindowDecoder:
         backend: tokenizers.Tokenizer,
         skipped: frozenset[int],
         byte_of_id: dict[int, int],
-        holds_replacement: bool,
+        token_bytes: Callable[[int], bytes] | None,
     ) -> None:
         self._backend = backend
         self._skipped = skipped
         self._byte_of_id = byte_of_id
-        self._holds_replacement = holds_replacement
+        self._token_bytes = token_bytes
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._before: list[int] = []  # the tokens last shown, from one whole character to another
         self._pending: list[int] = []
 
@@ -112,13 +113,12 @@ class _WindowDecoder:
             return ""
         if token_id in self._byte_of_id:
             return self._push_byte(token_id)
-        if not self._holds_replacement:
+        if self._token_bytes is None:
             return self.flush() + self._show([token_id])
         self._pending.append(token_id)
-        text = self._added(self._pending)
-        if text.endswith(REPLACEMENT) and len(self._pending) < MAX_PENDING_TOKENS:
-            return ""
-        return self.flush()
+        self._utf8.decode(self._token_bytes(token_id))
+        is_incomplete = bool(self._utf8.getstate()[0])
+        return "" if is_incomplete else self.flush()
 
     def flush(self) -> str:
         pending, self._pending = self._pending, []

@@ -56,8 +56,10 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises Exception itself
             raise CheckpointError(f"{path}: not a tokenizer: {error}") from error
-        settings = _read_json(directory / "special_tokens_map.json") | _read_json(directory / "tokenizer_config.json")
-        special = {name: text for name in _SPECIAL_TOKENS if (text := _token_text(settings.get(name))) is not None}
+        settings = _read_json(directory / "tokenizer_config.json")
+        special: dict[str, str] = {}
+        for source in (_read_json(directory / "special_tokens_map.json"), settings):
+            special |= {name: text for name in _SPECIAL_TOKENS if (text := _token_text(source.get(name))) is not None}
         return cls(backend, special, _read_chat_template(directory, settings))
 
     @property

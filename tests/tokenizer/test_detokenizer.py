@@ -153,4 +153,4 @@ def test_a_token_is_decoded_with_a_few_before_it_however_long_the_text(
 
     monkeypatch.setattr(pieces._WindowDecoder, "_added", counted)
     stream(llama2_like, [[token] for token in llama2_like.encode("the wor 東京😀 é " * 50)])
-    assert 0 < longest <= 2 * pieces.MAX_PENDING_TOKENS
+    assert 0 < longest <= 2 * pieces.NUM_CONTEXT_TOKENS
