@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +12,13 @@ from jax.sharding import Mesh
 
 from jaxserve.config import DType, LoadFormat
 from jaxserve.models.checkpoint.dummy import DummyReader
-from jaxserve.models.checkpoint.reader import TensorReader, check_tensors
+from jaxserve.models.checkpoint.reader import OnProgress, TensorReader, check_tensors
 from jaxserve.models.checkpoint.safetensors import SafetensorsReader
 from jaxserve.models.config import ModelConfig, WeightDType, load_config
 from jaxserve.models.llama import Llama
 from jaxserve.models.registry import MODEL_FAMILIES, ModelFamily
 from jaxserve.models.weights import ParamPath, Place, WeightSource
 from jaxserve.sharding import tensor_parallel_size
-
-
-class OnProgress(Protocol):
-    """Called while loading, for a progress bar."""
-
-    def __call__(self, done: int, total: int) -> None:
-        """`done` of `total` bytes of parameters are on their devices."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """Orbax checkpoints: converting to them, and restoring them into any mesh.
 
 A converted directory holds config.json, the tokenizer and whatever else stood beside the weights, and in `orbax/` the
-tensors under their Hugging Face names and in their Hugging Face shapes. Nothing in it depends on a mesh: padding, the
-copies of kv heads and the joining of matrices happen on the devices while loading, as they do from safetensors.
+tensors under their Hugging Face names and in their Hugging Face shapes, one Orbax checkpoint a layer. Nothing in it
+depends on a mesh: padding, the copies of kv heads and the joining of matrices happen on the devices while loading, as
+they do from safetensors.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jaxserve.errors import CheckpointError, ConfigError
-from jaxserve.models.checkpoint.reader import StoredTensor, check_tensors
+from jaxserve.models.checkpoint.reader import OnProgress, StoredTensor, check_tensors
 from jaxserve.models.checkpoint.safetensors import INDEX_FILE, SafetensorsReader
 from jaxserve.models.config import load_config
 from jaxserve.models.config_file import read_json
@@ -30,18 +32,17 @@ ORBAX_DIR = "orbax"
 SIZES_FILE = "orbax_files.json"
 # A device reads whole chunks, so they are small beside its part of a large matrix.
 _CHUNK_BYTES = 16 * 2**20
-# Gigabytes of tensors being written at one time.
-_CONCURRENT_GB = 2
 _COPIED_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".md"})
 _COPIED_PREFIXES = ("LICENSE", "NOTICE", "USE_POLICY")
 
 
-def convert(source: str | Path, destination: str | Path) -> None:
+def convert(source: str | Path, destination: str | Path, on_progress: OnProgress | None = None) -> None:
     """Write a Hugging Face directory's model as an Orbax checkpoint that can be served by itself.
 
     Args:
         source: holds config.json and safetensors.
         destination: a directory that does not exist yet; its parents are made.
+        on_progress: called after each layer with the bytes of tensors written so far, and of all of them.
 
     Raises:
         CheckpointError: the source cannot be served; the message names the file, and the tensor or key, at fault.
@@ -50,14 +51,14 @@ def convert(source: str | Path, destination: str | Path) -> None:
     source, destination = Path(source), Path(destination)
     config = load_config(source)
     sources = MODEL_FAMILIES[config.architecture].weights(config, 1)
-    names = [tensor for weight in sources.values() for tensor in weight.tensors]
+    tensors = [tensor for weight in sources.values() for tensor in weight.tensors]
     reader = SafetensorsReader(source)
-    check_tensors(reader, names, tied=config.tie_word_embeddings)
+    check_tensors(reader, tensors, tied=config.tie_word_embeddings)
     if destination.exists():
         raise ConfigError(f"{destination} exists already; convert writes a directory of its own")
     destination.mkdir(parents=True)
     try:
-        _save(reader, [tensor.name for tensor in names], destination.absolute() / ORBAX_DIR)
+        _save(reader, [tensor.name for tensor in tensors], destination.absolute() / ORBAX_DIR, on_progress)
         _copy_files(source, destination)
         _write_sizes(destination)
     except BaseException:
@@ -82,23 +83,27 @@ class OrbaxReader:
             raise CheckpointError(f"{path}: no such directory; `jaxserve convert` writes it")
         _check_sizes(directory)
         self.source = str(path)
-        self._path = path
         self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        try:
-            self._metadata: Mapping[str, Any] = dict(self._checkpointer.metadata(path).item_metadata.tree)
-        except Exception as error:  # Orbax and what it stands on raise exceptions of many kinds.
-            raise CheckpointError(f"{path}: is not an Orbax checkpoint: {error}") from error
+        self._metadata: dict[str, Any] = {}
+        self._paths: dict[str, Path] = {}
+        for group in sorted(path.iterdir()):
+            try:
+                leaves = dict(self._checkpointer.metadata(group).item_metadata.tree)
+            except Exception as error:  # Orbax and what it stands on raise exceptions of many kinds.
+                raise CheckpointError(f"{group}: is not an Orbax checkpoint: {error}") from error
+            self._metadata |= leaves
+            self._paths |= dict.fromkeys(leaves, group)
 
     def tensors(self) -> Mapping[str, StoredTensor]:
         """Every tensor, by name."""
         return {
-            name: StoredTensor(self.source, tuple(leaf.shape), np.dtype(leaf.dtype).name)
+            name: StoredTensor(str(self._paths[name]), tuple(leaf.shape), np.dtype(leaf.dtype).name)
             for name, leaf in self._metadata.items()
         }
 
     def read(self, tensor: CheckpointTensor, mesh: Mesh, dtype: DTypeLike) -> jax.Array:
         """Restore a tensor; each device reads the chunks of its own part. Rows past the stored ones are zeros."""
-        shape = tensor.loaded_shape
+        shape, path = tensor.loaded_shape, self._paths[tensor.name]
         arguments = ocp.args.PyTreeRestore(
             item={tensor.name: jax.ShapeDtypeStruct(shape, dtype)},
             restore_args={
@@ -109,19 +114,30 @@ class OrbaxReader:
             partial_restore=True,
         )
         try:
-            restored: jax.Array = self._checkpointer.restore(self._path, args=arguments)[tensor.name]
+            restored: jax.Array = self._checkpointer.restore(path, args=arguments)[tensor.name]
         except Exception as error:  # As above.
-            raise CheckpointError(f"{self._path}: tensor {tensor.name} cannot be restored: {error}") from error
+            raise CheckpointError(f"{path}: tensor {tensor.name} cannot be restored: {error}") from error
         return restored
 
 
-def _save(reader: SafetensorsReader, names: Sequence[str], path: Path) -> None:
-    # The arrays are views of mapped files: Orbax reads them as it writes.
-    tree = {name: reader.view(name) for name in names}
-    save_args = {name: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) for name in names}
-    handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=_CONCURRENT_GB, use_ocdbt=True, use_zarr3=True)
+def _save(reader: SafetensorsReader, names: Sequence[str], path: Path, on_progress: OnProgress | None) -> None:
+    """Write one Orbax checkpoint a layer, because Orbax copies all it is given before it writes."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        layer = re.match(r"model\.layers\.\d+(?=\.)", name)
+        groups.setdefault(layer.group() if layer else name, []).append(name)
+    total, done = sum(reader.view(name).nbytes for name in names), 0
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)
     with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(path, args=ocp.args.PyTreeSave(tree, save_args=save_args))
+        for group, members in groups.items():
+            tree = {name: reader.view(name) for name in members}
+            save_args = {name: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) for name in members}
+            checkpointer.save(path / group, args=ocp.args.PyTreeSave(tree, save_args=save_args))
+            done += sum(array.nbytes for array in tree.values())
+            for name in members:
+                reader.release(name)
+            if on_progress is not None:
+                on_progress(done, total)
 
 
 def _copy_files(source: Path, destination: Path) -> None:

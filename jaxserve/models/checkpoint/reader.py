@@ -31,6 +31,14 @@ class StoredTensor:
     dtype: str
 
 
+class OnProgress(Protocol):
+    """Called while loading or converting, for a progress bar."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` bytes are where they should be."""
+        ...
+
+
 class TensorReader(Protocol):
     """A checkpoint opened for reading."""
 

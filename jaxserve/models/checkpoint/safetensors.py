@@ -57,6 +57,10 @@ class SafetensorsReader:
         """A tensor as it lies in its file, not read yet."""
         return self._files[name].view(name)
 
+    def release(self, name: str) -> None:
+        """Give the pages of a tensor back; a later view reads them again."""
+        self._files[name].release(name)
+
     def read(self, tensor: CheckpointTensor, mesh: Mesh, dtype: DTypeLike) -> jax.Array:
         """Load a tensor; each device's part goes from the mapped file straight to it."""
         file = self._files[tensor.name]
