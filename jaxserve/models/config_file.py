@@ -1,7 +1,7 @@
 """Reading config.json: checked values by key, and which keys are understood."""
 
 import json
-import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class ConfigFile:
             raise self.error(key, "is missing")
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(key, f"must be a number, got {value!r}")
-        if not (math.isfinite(value) and value > above):
+        if not above < value <= sys.float_info.max:
             raise self.error(key, f"must be finite and above {above:g}, got {value}")
         return float(value)
 

@@ -22,6 +22,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
         "truncate",
     ),
 }
+_MAX_FACTOR = 65536.0
 
 
 def read_rope(file: ConfigFile, max_position_embeddings: int, head_dim: int) -> RopeConfig:
@@ -117,8 +118,8 @@ def _of_kind(scaling: ConfigFile, kind: str) -> dict[str, Any]:
 
 
 def _check(scaling: ConfigFile, config: RopeConfig, theta: float, head_dim: int) -> None:
-    if config.factor < 1.0:
-        raise scaling.error("factor", f"must be at least 1, got {config.factor}")
+    if not 1.0 <= config.factor <= _MAX_FACTOR:
+        raise scaling.error("factor", f"must be from 1 to {_MAX_FACTOR:g}, got {config.factor}")
     if theta <= 1.0:
         raise scaling.error("rope_theta", f"must be above 1, got {theta}")
     if config.kind == "llama3" and config.low_freq_factor >= config.high_freq_factor:

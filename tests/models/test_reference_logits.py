@@ -90,3 +90,12 @@ def test_padding_of_the_vocabulary_is_never_scored(data_dir: Path, forward: Any)
     model = _load(data_dir / "gqa", 4)
     assert model.config.vocab_size == 131
     assert forward(model, [[130]]).shape == (1, 131)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_dtypes_stay_near_the_original_implementation(dtype: Any, data_dir: Path, forward: Any) -> None:
+    reference = np.load(data_dir / "bias" / "reference.npz")
+    model = load_model(data_dir / "bias", make_mesh(2), dtype=dtype, max_model_len=MAX_MODEL_LEN)
+    error = np.abs(forward(model, _prompts(reference)) - reference["logits"])
+    rounding = {"bfloat16": 2**-8, "float16": 2**-11}[dtype]
+    assert rounding / 20 < error.mean() / reference["logits"].std() < rounding * 8
