@@ -38,8 +38,6 @@ class Batch:
         self._budget = config.max_num_batched_tokens
         self._caching = config.enable_prefix_caching
         self._copy_sources: list[int] = []
-        # Pages that the prompts being prefilled will still need after this step.
-        self._num_promised = 0
         self._whole_context_pages = -(-config.max_model_len // config.page_size) if config.reserve_whole_context else 0
         # Room for running sequences to grow before an admission would force one of them out again.
         self._watermark = self.allocator.num_pages // 100
@@ -54,7 +52,6 @@ class Batch:
         running = self.running
         scheduled = builder.scheduled
         skipped = 0
-        self._num_promised = 0
         # Preemption takes sequences off the end, never one that was visited, so the iteration stays valid.
         for seq in running:
             position = seq.num_computed
@@ -103,7 +100,6 @@ class Batch:
             self._set_plain_until(seq)
         else:
             seq.plain_until = stop
-            self._num_promised += max(0, -(-len(seq.token_ids) // self._page_size) - len(seq.pages))
         # At once, so that sequences of this very step share them: each layer writes all keys before it reads any.
         self.register_full_pages(seq)
         return True
@@ -184,8 +180,8 @@ class Batch:
         num_new = self._first_pages(seq) - len(hits) + copies
         # Sharing a page that nobody holds takes it from those that could be evicted.
         num_revived = sum(1 for page in hits if self.allocator.ref_count(page) == 0)
-        reserved = self._num_promised + self._watermark if self.running else 0
-        return num_new + num_revived + reserved <= self.allocator.num_available
+        watermark = self._watermark if self.running else 0
+        return num_new + num_revived + watermark <= self.allocator.num_available
 
     def _first_pages(self, seq: Sequence) -> int:
         return self._whole_context_pages or -(-len(seq.token_ids) // self._page_size)

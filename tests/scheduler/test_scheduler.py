@@ -117,6 +117,16 @@ def test_stops_are_held_back_until_min_tokens(depth: int) -> None:
     assert drive.plans[0].new_slots[0].suppressed_token_ids == (EOS, 0)
 
 
+def test_a_stop_token_does_not_end_a_request_before_min_tokens_even_if_it_is_sampled() -> None:
+    drive = Drive(depth=1)
+    drive.add([2], ignore_eos=False, min_tokens=2)
+    reasons = []
+    while drive.scheduler.has_unfinished:
+        (update,) = drive.scheduler.update(planned(drive), [EOS])
+        reasons.append(update.finish_reason)
+    assert reasons == [None, None, FinishReason.STOP]
+
+
 def test_an_ignored_end_token_is_not_held_back() -> None:
     drive = Drive()
     drive.add([2], ignore_eos=True, stop_token_ids=[7], min_tokens=2)
