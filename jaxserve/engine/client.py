@@ -9,7 +9,6 @@ from enum import StrEnum
 import msgspec
 import zmq
 import zmq.asyncio
-from zmq.utils.monitor import parse_monitor_message
 
 from jaxserve.engine.messages import (
     AbortRequests,
@@ -80,10 +79,10 @@ class EngineClient:
         self._socket.setsockopt(zmq.LINGER, 200)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
-        monitor: zmq.asyncio.Socket = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitor: zmq.asyncio.Socket = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._socket.connect(self.endpoint)
         self._send(Hello())
-        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch(monitor))]
+        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]
 
     def on_state_change(self, listener: Callable[[EngineState], None]) -> None:
         """Have `listener` called, in the event loop, with each new state."""
@@ -164,7 +163,9 @@ class EngineClient:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._socket.disable_monitor()
+        if self._tasks:
+            self._socket.disable_monitor()
+            self._monitor.close(linger=0)
         self._socket.close()
         self._context.term()
 
@@ -195,8 +196,8 @@ class EngineClient:
             logger.exception("the connection to the engine broke")
             self.mark_dead(f"the connection to the engine broke ({type(error).__name__})")
 
-    async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
-        parse_monitor_message(await monitor.recv_multipart())
+    async def _watch(self) -> None:
+        await self._monitor.recv_multipart()
         if self.state is not EngineState.STARTING:
             # What the engine said before it ended is still to be read.
             await asyncio.sleep(0.1)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import sys
 import tempfile
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -11,6 +12,8 @@ import msgspec
 
 from jaxserve.config import EngineConfig
 from jaxserve.engine.process import STOP_GRACE_S, ProcessSettings
+
+ENGINE_COMMAND = (sys.executable, "-m", "jaxserve.engine.process")
 
 
 class EngineProcess:
@@ -21,22 +24,22 @@ class EngineProcess:
 
     Args:
         config: what to serve.
+        command: runs `jaxserve.engine.process.main`, perhaps on another runner.
 
     Attributes:
         endpoint: where `EngineClient` connects; in a directory that only this user can enter.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, command: Sequence[str] = ENGINE_COMMAND) -> None:
         self._config = config
+        self._command = tuple(command)
         self._directory = tempfile.TemporaryDirectory(prefix="jaxserve-")
         self._process: asyncio.subprocess.Process | None = None
         self.endpoint = f"ipc://{self._directory.name}/engine"
 
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "jaxserve.engine.process",
+            *self._command,
             stdin=asyncio.subprocess.PIPE,
             start_new_session=True,
         )

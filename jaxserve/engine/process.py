@@ -10,13 +10,19 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 
 import msgspec
 
 from jaxserve.config import EngineConfig
+from jaxserve.engine.core import EngineCore
+from jaxserve.engine.messages import EngineInfo
+from jaxserve.engine.transport_loop import EngineLoop, listen
 from jaxserve.errors import JaxserveError
 
 logger = logging.getLogger(__name__)
+
+BuildCore = Callable[[EngineConfig], tuple[EngineCore, EngineInfo]]
 
 # How long the loop may take to notice that it should stop, for instance inside a compilation.
 STOP_GRACE_S = 5.0
@@ -37,20 +43,24 @@ def _stop_when_parent_ends(stop: threading.Event) -> None:
     os._exit(1)
 
 
-def main() -> int:
-    """Load the model, serve until standard input ends, and return the exit code."""
+def main(build: BuildCore | None = None) -> int:
+    """Load the model, serve until standard input ends, and return the exit code.
+
+    Args:
+        build: makes the core; that of `jaxserve.engine.build`, on the real runner, if None.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
     settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=ProcessSettings)
     stop = threading.Event()
     threading.Thread(target=_stop_when_parent_ends, args=(stop,), daemon=True, name="parent-watch").start()
 
-    from jaxserve.engine.transport_loop import EngineLoop, listen
-
     socket = listen(settings.endpoint)
     try:
-        from jaxserve.engine.build import build_core
+        if build is None:
+            from jaxserve.engine.build import build_core
 
-        core, info = build_core(settings.config)
+            build = build_core
+        core, info = build(settings.config)
     except JaxserveError as error:
         print(f"jaxserve: error: {error}", file=sys.stderr, flush=True)
         return 1

@@ -22,8 +22,7 @@ class AnswerBuilder:
     def __init__(self, request: Request, tokenizer: Tokenizer | None) -> None:
         self._params = request.params
         self._has_deadline = request.timeout is not None
-        text_wanted = tokenizer is not None and request.params.detokenize
-        self._detokenizer = StreamDetokenizer(tokenizer, request.params) if text_wanted else None
+        self._detokenizer = StreamDetokenizer(tokenizer, request.params, request.prompt_token_ids)
         self.end: pb.CompletionEnd | None = None
         self.usage = pb.Usage(num_prompt_tokens=len(request.prompt_token_ids))
 
@@ -48,8 +47,6 @@ class AnswerBuilder:
 
     def _detokenize(self, update: RequestUpdate) -> TextDelta:
         ids, final = update.token_ids, update.finish_reason is not None
-        if self._detokenizer is None:
-            return TextDelta(text="", token_ids=ids, stop=None)
         if update.stop_token_id is None or self._params.include_stop_str_in_output:
             return self._detokenizer.append(ids, final=final)
         # The text ends before the stop token as it does before a stop string.

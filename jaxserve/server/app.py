@@ -5,7 +5,7 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection
 
 from jaxserve.config import EngineConfig, ServerConfig
 from jaxserve.engine.client import EngineClient, EngineState
-from jaxserve.engine.launch import EngineProcess
+from jaxserve.engine.launch import ENGINE_COMMAND, EngineProcess
 from jaxserve.errors import ConfigError, EngineDeadError, JaxserveError
 from jaxserve.server.guard import CallGuard
 from jaxserve.server.health import INFERENCE_SERVICE, HealthServicer
@@ -130,6 +130,8 @@ async def serve(
     engine_config: EngineConfig,
     server_config: ServerConfig,
     on_ready: Callable[[str, int], None] | None = None,
+    *,
+    engine_command: Sequence[str] = ENGINE_COMMAND,
 ) -> int:
     """Serve until SIGTERM or SIGINT (drain, then stop; a second signal stops at once) or until the engine fails.
 
@@ -137,6 +139,7 @@ async def serve(
         engine_config: what to serve.
         server_config: where and how.
         on_ready: called with host and port once requests are served.
+        engine_command: starts the engine's process; see EngineProcess.
 
     Returns:
         The exit code: 0 after a signal, 1 if the engine or the tokenizer failed. The cause is on standard error.
@@ -144,7 +147,7 @@ async def serve(
     Raises:
         ConfigError: the address cannot be bound.
     """
-    process = EngineProcess(engine_config)
+    process = EngineProcess(engine_config, engine_command)
     engine = EngineClient(process.endpoint)
     server = InferenceServer(engine, server_config)
     port = await server.start()
@@ -202,7 +205,7 @@ async def _run(
         drained = asyncio.create_task(server.drain(config.drain_timeout))
         tasks |= {again, drained}
         await asyncio.wait({again, drained, dead}, return_when=asyncio.FIRST_COMPLETED)
-        return 0
+        return 1 if dead.done() else 0
     except EngineDeadError:
         return 1
     except JaxserveError as error:
