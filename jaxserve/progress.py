@@ -20,7 +20,7 @@ def progress_bars() -> Iterator[ProgressCallback]:
 
     console = Console(file=sys.stderr)
     if not console.is_terminal:
-        yield _print_ends
+        yield _ends_as_lines()
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     tasks: dict[str, TaskID] = {}
@@ -34,7 +34,14 @@ def progress_bars() -> Iterator[ProgressCallback]:
         yield report
 
 
-def _print_ends(what: str, done: int, total: int) -> None:
-    if done in (0, total):
-        state = "done" if done == total else "..."
-        print(f"{what}: {total} {state}", file=sys.stderr, flush=True)
+def _ends_as_lines() -> ProgressCallback:
+    begun: set[str] = set()
+
+    def report(what: str, done: int, total: int) -> None:
+        if what not in begun:
+            begun.add(what)
+            print(f"{what}: 0 of {total}", file=sys.stderr, flush=True)
+        if done == total:
+            print(f"{what}: {total} of {total}", file=sys.stderr, flush=True)
+
+    return report

@@ -1,6 +1,7 @@
 """The parser of the command line. Each command's own module is imported only when it runs."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -96,6 +97,9 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     args = build_parser().parse_args(argv)
+    # gRPC would otherwise log a line whenever a process that uses it starts another.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     try:
         return _run(args)
     except JaxserveError as error:

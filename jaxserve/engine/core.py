@@ -22,7 +22,7 @@ class EngineCore:
 
     def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
         self.scheduler = scheduler
-        self._runner = runner
+        self.runner = runner
         self._in_flight: deque[tuple[StepPlan, StepHandle]] = deque()
 
     @property
@@ -52,10 +52,10 @@ class EngineCore:
         updates = self.scheduler.expire(time.monotonic())
         plan = self.scheduler.schedule()
         if plan is not None:
-            self._in_flight.append((plan, self._runner.dispatch(plan)))
+            self._in_flight.append((plan, self.runner.dispatch(plan)))
         if self._in_flight and (plan is None or len(self._in_flight) >= PIPELINE_DEPTH):
             done, handle = self._in_flight.popleft()
-            updates += self.scheduler.update(done, self._runner.collect(handle))
+            updates += self.scheduler.update(done, self.runner.collect(handle))
         return updates
 
     def stats(self) -> SchedulerStats:

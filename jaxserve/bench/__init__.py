@@ -1,0 +1,1 @@
+"""Measuring: what a request's times are, and how they add up."""
