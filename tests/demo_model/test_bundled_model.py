@@ -66,6 +66,13 @@ def test_text_survives_the_tokenizer(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+def test_a_prompt_that_ends_a_line_is_cut_as_in_the_text_it_begins(tokenizer: Tokenizer) -> None:
+    whole = tokenizer.encode("def f(n):\n    return n\n")
+    for beginning in ("def f(n):", "def f(n):\n", "def f(n):\n    "):
+        ids = tokenizer.encode(beginning)
+        assert ids == whole[: len(ids)]
+
+
 def test_chat_writes_messages_as_comments(tokenizer: Tokenizer) -> None:
     messages = [{"role": "user", "content": "Add two\nnumbers."}, {"role": "assistant", "content": "a + b"}]
     text = tokenizer.decode(tokenizer.apply_chat_template(messages), skip_special_tokens=False)
