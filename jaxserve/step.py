@@ -5,7 +5,7 @@ turns each into an array in one call. Pure Python; no jax, no numpy.
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from jaxserve.request import SamplingParams
 
@@ -64,8 +64,8 @@ class StepPlan:
         return sum(self.query_lens)
 
 
-class StepHandle(Protocol):
-    """A step in flight on the device; only the runner that made it looks inside."""
+# A step in flight on the device; only the runner that made it looks inside.
+type StepHandle = Any
 
 
 class Runner(Protocol):

@@ -5,8 +5,8 @@
 
 1. static: a batch is formed, each request gets pages for its whole context, and the batch runs until its last request
    has ended (request-level scheduling).
-2. continuous, whole context reserved: requests join and leave at every step (Orca, Yu et al. 2022), still with pages for
-   their whole context.
+2. continuous, whole context reserved: requests join and leave at every step (Orca, Yu et al. 2022), still with pages
+   for their whole context.
 3. continuous, paged: pages are given out as tokens come (PagedAttention, Kwon et al. 2023).
 
 All three run the same kernels in the same pool on the same requests: random prompts of the trace's lengths, greedy,
@@ -200,7 +200,8 @@ def main() -> None:
         requests = read_requests(args.trace, args.num_requests, args.scale, info.limits.vocab_size)
         results = [run_policy(p, core.scheduler.config, core.runner, requests, report) for p in POLICIES]
     record = {
-        "command": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "output"},
+        "command": {k: v for k, v in vars(args).items() if k not in ("output", "trace", "json", "no_plot")},
+        "trace": args.trace.name,
         "device": info.device_kind,
         "jax": jax.__version__,
         "pool_tokens": pages * page_size,

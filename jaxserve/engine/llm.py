@@ -198,5 +198,3 @@ def _read_prompt(prompt: Prompt) -> tuple[str | None, list[int] | None]:
     if "prompt" in prompt:
         return prompt["prompt"], None
     return None, list(prompt["prompt_token_ids"])
-
-

@@ -86,4 +86,7 @@ def attend(
         return paged_attention(q, kv_pages, page_table, query_start_loc, seq_lens, scale=scale), kv_pages
 
     m = metadata
-    return local(q, k, v, kv_pages, m.slot_mapping, m.page_table, m.query_start_loc, m.seq_lens)
+    attended: tuple[jax.Array, jax.Array] = local(
+        q, k, v, kv_pages, m.slot_mapping, m.page_table, m.query_start_loc, m.seq_lens
+    )
+    return attended

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +145,7 @@ class StepCompiler:
         self._pool = pool
         self._kv_pages = pool.abstract(mesh)
         self._replicated = NamedSharding(mesh, PartitionSpec())
-        self.abstract_state = DeviceState(
+        self.abstract_state = _tree(
             jax.ShapeDtypeStruct((max_num_seqs,), jnp.int32, sharding=self._replicated),
             jax.ShapeDtypeStruct((max_num_seqs, max_pages), jnp.int32, sharding=self._replicated),
         )
@@ -157,7 +158,7 @@ class StepCompiler:
         step = partial(run_step, self._model, bucket, self._pool.page_size)
         shardings = (
             tuple(a.sharding for a in self._kv_pages),
-            DeviceState(self._replicated, self._replicated),
+            _tree(self._replicated, self._replicated),
             self._replicated,
         )
         packed = jax.ShapeDtypeStruct((packed_layout(bucket).size,), jnp.int32, sharding=self._replicated)
@@ -170,3 +171,8 @@ class StepCompiler:
         """Memory a device needs for the step's temporaries, whatever the size of the pool."""
         analysis = self.compile(bucket).memory_analysis()  # type: ignore[attr-defined]
         return int(analysis.temp_size_in_bytes) if analysis is not None else 0
+
+
+def _tree(*leaves: Any) -> DeviceState:
+    """A DeviceState of something other than arrays: their shapes, or their shardings."""
+    return DeviceState(*leaves)
