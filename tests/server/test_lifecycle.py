@@ -243,7 +243,7 @@ async def test_a_long_silent_call_survives_frequent_pings(tokenizer_dir: Path) -
                 request_serializer=pb.GenerateRequest.SerializeToString,
                 response_deserializer=pb.GenerateResponse.FromString,
             )(pb.GenerateRequest(text="a", stopping=options_pb2.StoppingOptions(max_tokens=1)))
-            await asyncio.sleep(2.5)
+            await asyncio.sleep(5.5)
             assert not call.done()
             runner.open()
             assert (await call).usage.num_completion_tokens == 1
