@@ -168,7 +168,9 @@ async def test_without_tokenizer_text_is_refused_and_so_are_stop_strings() -> No
     async with live_server(None) as server:
         await both_refuse(server, invalid, "text", {"text": "a"})
         await both_refuse(server, invalid, "chat", {"chat": chat(("user", "a"))})
-        await both_refuse(server, invalid, "output.detokenize", {"token_ids": ids(1), "output": Output(detokenize=True)})
+        await both_refuse(
+            server, invalid, "output.detokenize", {"token_ids": ids(1), "output": Output(detokenize=True)}
+        )
         await both_refuse(
             server, invalid, "stopping.stop_strings", {"token_ids": ids(1), "stopping": Stopping(stop_strings=["a"])}
         )
