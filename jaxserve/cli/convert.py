@@ -3,12 +3,19 @@
 import argparse
 from pathlib import Path
 
+from jaxserve.progress import progress_bars
+
 
 def run(args: argparse.Namespace) -> int:
     """Convert and say where the result lies."""
     from jaxserve.model_directory import resolve_model
     from jaxserve.models.checkpoint.orbax import convert
 
-    convert(resolve_model(args.source), Path(args.target))
+    with progress_bars() as report:
+        convert(
+            resolve_model(args.source),
+            Path(args.target),
+            on_progress=lambda done, total: report("Writing tensors (bytes)", done, total),
+        )
     print(f"wrote {args.target}; serve it with: jaxserve serve {args.target}")
     return 0

@@ -23,10 +23,7 @@ class OfflineRequest:
 
     def append(self, update: RequestUpdate) -> bool:
         """Take what a step produced; True once the request has ended, by the engine or by a stop string."""
-        # The token that ended the request shows only where special tokens or stops are asked for.
-        hidden = update.stop_token_id is not None and not self.request.params.include_stop_str_in_output
-        shown = update.token_ids[:-1] if hidden else update.token_ids
-        delta = self._detokenizer.append(shown, final=update.finish_reason is not None)
+        delta = self._detokenizer.append_update(update)
         completion = self._completion
         completion.text += delta.text
         completion.token_ids += delta.token_ids

@@ -4,6 +4,7 @@ Its standard input brings one line of JSON (ProcessSettings) and is then held op
 parent is gone or wants the engine to stop.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from jaxserve.engine.core import EngineCore
 from jaxserve.engine.messages import EngineInfo
 from jaxserve.engine.transport_loop import EngineLoop, listen
 from jaxserve.errors import JaxserveError
+from jaxserve.progress import progress_bars
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,13 @@ def _stop_when_parent_ends(stop: threading.Event) -> None:
     os._exit(1)
 
 
+def _build_with_progress(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
+    from jaxserve.engine.build import build_core
+
+    with progress_bars() as report:
+        return build_core(config, report)
+
+
 def main(build: BuildCore | None = None) -> int:
     """Load the model, serve until standard input ends, and return the exit code.
 
@@ -50,21 +59,22 @@ def main(build: BuildCore | None = None) -> int:
         build: makes the core; that of `jaxserve.engine.build`, on the real runner, if None.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
+    # It tells of every kind of accelerator that this machine does not have.
+    logging.getLogger("jax").setLevel(logging.WARNING)
     settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=ProcessSettings)
     stop = threading.Event()
     threading.Thread(target=_stop_when_parent_ends, args=(stop,), daemon=True, name="parent-watch").start()
 
     socket = listen(settings.endpoint)
     try:
-        if build is None:
-            from jaxserve.engine.build import build_core
-
-            build = build_core
-        core, info = build(settings.config)
+        core, info = (build or _build_with_progress)(settings.config)
     except JaxserveError as error:
         print(f"jaxserve: error: {error}", file=sys.stderr, flush=True)
         return 1
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    # What was loaded stays: the garbage collector need not walk through it between steps.
+    gc.collect()
+    gc.freeze()
     try:
         EngineLoop(core, socket, info).run(stop)
     except Exception:

@@ -29,12 +29,15 @@ def sample(logits: jax.Array, positions: jax.Array, params: dict[str, jax.Array]
     """
     logits = _suppress(logits, params)
     greedy = sample_greedy(logits)
-    temperature = params["temperature"][:, None]
-    scaled = logits / jnp.where(temperature > 0.0, temperature, 1.0)
+    # Below the smallest normal number a device may divide as by 0, and the best token is as good as certain anyway.
+    random = params["temperature"] >= jnp.finfo(jnp.float32).tiny
+    # Relative to the best, so that a small temperature sends the others to -inf and not the best to +inf.
+    relative = logits - logits.max(axis=-1, keepdims=True)
+    scaled = relative / jnp.where(random, params["temperature"], 1.0)[:, None]
     kept = _restrict(scaled, params["top_k"], params["top_p"], params["min_p"])
     noise = _gumbel(params["seed_high"], params["seed_low"], positions, logits.shape[-1])
     drawn = jnp.argmax(kept + noise, axis=-1).astype(jnp.int32)
-    return jnp.where(params["temperature"] > 0.0, drawn, greedy)
+    return jnp.where(random, drawn, greedy)
 
 
 def _suppress(logits: jax.Array, params: dict[str, jax.Array]) -> jax.Array:

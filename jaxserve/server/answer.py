@@ -3,7 +3,7 @@
 from jaxserve.request import FinishReason, Request, RequestUpdate
 from jaxserve.server.conversion import FINISH_REASONS
 from jaxserve.server.status import RequestEndedError
-from jaxserve.tokenizer import StreamDetokenizer, TextDelta, Tokenizer
+from jaxserve.tokenizer import StreamDetokenizer, Tokenizer
 from jaxserve.v1 import generate_pb2 as pb
 
 
@@ -20,7 +20,6 @@ class AnswerBuilder:
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer | None) -> None:
-        self._params = request.params
         self._has_deadline = request.timeout is not None
         self._detokenizer = StreamDetokenizer(tokenizer, request.params, request.prompt_token_ids)
         self.end: pb.CompletionEnd | None = None
@@ -34,7 +33,7 @@ class AnswerBuilder:
         """
         if update.finish_reason is FinishReason.ABORT:
             raise RequestEndedError(deadline=self._has_deadline)
-        delta = self._detokenize(update)
+        delta = self._detokenizer.append_update(update)
         self.usage.num_cached_tokens = max(self.usage.num_cached_tokens, update.num_cached_tokens)
         self.usage.num_completion_tokens += len(delta.token_ids)
         if delta.stop is not None:
@@ -44,13 +43,3 @@ class AnswerBuilder:
             if update.stop_token_id is not None:
                 self.end.stop_token_id = update.stop_token_id
         return pb.CompletionDelta(text=delta.text, token_ids=delta.token_ids)
-
-    def _detokenize(self, update: RequestUpdate) -> TextDelta:
-        ids, final = update.token_ids, update.finish_reason is not None
-        if update.stop_token_id is None or self._params.include_stop_str_in_output:
-            return self._detokenizer.append(ids, final=final)
-        # The text ends before the stop token as it does before a stop string.
-        delta = self._detokenizer.append(ids[:-1], final=final)
-        if delta.stop is not None:
-            return delta
-        return TextDelta(text=delta.text, token_ids=[*delta.token_ids, ids[-1]], stop=None)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxserve.request import SamplingParams
+from jaxserve.request import RequestUpdate, SamplingParams
 from jaxserve.tokenizer.stop_strings import StopStringFinder
 from jaxserve.tokenizer.tokenizer import Tokenizer
 
@@ -68,6 +68,17 @@ class StreamDetokenizer:
             if self._finder is not None and self._stop is None:
                 parts.append(self._finder.flush())
         return TextDelta("".join(parts), token_ids, self._stop)
+
+    def append_update(self, update: RequestUpdate) -> TextDelta:
+        """`append` for what an engine step produced.
+
+        The text ends before a stop token as it does before a stop string, unless that is asked for; the ids hold it.
+        """
+        ids, final = update.token_ids, update.finish_reason is not None
+        if update.stop_token_id is None or self._include_stop:
+            return self.append(ids, final)
+        delta = self.append(ids[:-1], final)
+        return delta if delta.stop is not None else TextDelta(delta.text, [*delta.token_ids, ids[-1]])
 
     def _show(self, text: str) -> str:
         if self._finder is None or not text:
