@@ -91,7 +91,9 @@ class ModelRunner:
         """Start a step; returns without waiting for the device."""
         self._batch.assign(plan.new_slots)
         self._copy_pages(plan.page_copies)
-        bucket = self._buckets.pick(plan.num_tokens, self._batch.sampler_kind(plan))
+        num_tokens = plan.num_tokens
+        decode_only = num_tokens == len(plan.slots)
+        bucket = self._buckets.pick(num_tokens, self._batch.sampler_kind(plan), decode_only=decode_only)
         plan = self._upload_surplus_pages(plan, bucket.num_page_updates)
         sampled = self._call(bucket, self._batch.pack(plan, bucket))
         sampled.copy_to_host_async()
