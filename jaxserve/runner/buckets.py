@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-
 # Steps with prompts in them have many tokens; smaller shapes of them would hardly be used.
 MIXED_MIN_TOKENS = 64
 

@@ -53,6 +53,9 @@ class ModelRunner:
         buckets: the shapes to run in.
         max_num_seqs: number of slots.
         max_model_len: most tokens of a sequence.
+
+    Attributes:
+        page_bytes: bytes of one page in all layers, over all devices.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class ModelRunner:
         self._batch = InputBatch(max_num_seqs)
         self._num_slots = max_num_seqs
         self._num_pages = pool.num_pages
+        self.page_bytes = pool.page_bytes
         self._replicated = NamedSharding(mesh, PartitionSpec())
         max_pages = -(-max_model_len // pool.page_size)
         self._compiler = StepCompiler(model, weights, mesh, pool, max_num_seqs, max_pages)

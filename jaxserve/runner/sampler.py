@@ -6,6 +6,7 @@ token's position, so the same seed gives the same tokens whatever else is in the
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def sample_greedy(logits: jax.Array) -> jax.Array:
@@ -30,7 +31,7 @@ def sample(logits: jax.Array, positions: jax.Array, params: dict[str, jax.Array]
     logits = _suppress(logits, params)
     greedy = sample_greedy(logits)
     # Below the smallest normal number a device may divide as by 0, and the best token is as good as certain anyway.
-    random = params["temperature"] >= jnp.finfo(jnp.float32).tiny
+    random = params["temperature"] >= np.finfo(np.float32).tiny
     # Relative to the best, so that a small temperature sends the others to -inf and not the best to +inf.
     relative = logits - logits.max(axis=-1, keepdims=True)
     scaled = relative / jnp.where(random, params["temperature"], 1.0)[:, None]
@@ -59,7 +60,9 @@ def _restrict(logits: jax.Array, top_k: jax.Array, top_p: jax.Array, min_p: jax.
     weights = jnp.where(descending >= floor, jnp.exp(descending - best), 0.0)
     before = jnp.cumsum(weights, axis=-1) - weights
     # Kept: each token before which less than top_p of the mass lies; the best one always.
-    in_nucleus = (before < top_p[:, None] * weights.sum(-1, keepdims=True)) & (weights > 0.0)
+    # With 1 no rounding of the sums may cost a token.
+    in_mass = (before < top_p[:, None] * weights.sum(-1, keepdims=True)) | (top_p[:, None] >= 1.0)
+    in_nucleus = in_mass & (weights > 0.0)
     floor = jnp.min(jnp.where(in_nucleus, descending, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits >= floor, logits, -jnp.inf)
 

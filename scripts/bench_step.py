@@ -1,0 +1,166 @@
+"""The engine's own step against its floor: random weights of a real model's shape, the scheduler and all around it.
+
+    python scripts/bench_step.py --json                       # Llama-3.1-8B's shape, on a GPU
+    python scripts/bench_step.py --model demo --scale 0.01    # a smoke test on a CPU
+
+Cases: `decode` steps at fixed batch sizes, `prefill` of long prompts, `trace` of requests that all arrive at once.
+A decode step's time is the interval between collected steps in which every request gained a token, as a user of the
+engine sees it: scheduling, packing, dispatch and collection included. The floor of a step is the bytes of weights and
+of keys and values over the memory bandwidth.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from jaxserve.config import EngineConfig
+from jaxserve.engine.llm import LLM
+from jaxserve.request import Request, SamplingParams
+
+ROOT = Path(__file__).resolve().parent.parent
+TRACE = ROOT / "benchmarks" / "trace_sharegpt_like.json"
+# (batch, prompt tokens, generated tokens)
+DECODE_CASES = ((1, 128, 512), (8, 512, 256), (32, 512, 256), (128, 512, 256), (256, 512, 256))
+PREFILL_CASE = (8, 4096)
+
+Figures = dict[str, float | int | str]
+
+
+class StepBench:
+    """Runs requests of given lengths through one engine and times its steps."""
+
+    def __init__(self, llm: LLM, bandwidth: float) -> None:
+        self._llm = llm
+        self._bandwidth = bandwidth
+        self._random = random.Random(1000)
+        self._runs = 0
+
+    def run(self, lengths: list[tuple[int, int]]) -> list[tuple[float, int]]:
+        """Requests of (prompt, generated) tokens at once: (seconds since the start, tokens gained) of each step."""
+        core, vocab = self._llm.core, self._llm.info.limits.vocab_size
+        self._runs += 1
+        requests = [
+            Request(
+                request_id=f"{self._runs}-{i}",
+                prompt_token_ids=self._random.choices(range(vocab), k=num_in),
+                params=SamplingParams(temperature=0.0, max_tokens=num_out, ignore_eos=True, detokenize=False),
+            )
+            for i, (num_in, num_out) in enumerate(lengths)
+        ]
+        started = time.perf_counter()
+        for request in requests:
+            core.add_request(request)
+        steps = []
+        while core.has_work:
+            gained = sum(len(update.token_ids) for update in core.step())
+            steps.append((time.perf_counter() - started, gained))
+        if sum(gained for _, gained in steps) != sum(num_out for _, num_out in lengths):
+            raise RuntimeError("the engine generated another number of tokens than asked for")
+        return steps
+
+    def decode(self, batch: int, num_in: int, num_out: int) -> Figures:
+        """The step at a fixed batch."""
+        lengths = [(num_in, num_out)] * batch
+        self.run([(num_in, 8)] * batch)
+        steps = self.run(lengths)
+        intervals = [1000 * (b[0] - a[0]) for a, b in zip(steps, steps[1:], strict=False) if a[1] == b[1] == batch]
+        if not intervals:
+            raise RuntimeError(f"no two steps in a row gave {batch} tokens; raise the generated tokens")
+        floor = 1000 * self._step_bytes(batch, num_in + num_out / 2) / self._bandwidth
+        median = statistics.median(intervals)
+        return {
+            "case": f"decode batch {batch}, {num_in} in, {num_out} out",
+            "step_ms": median,
+            "step_ms_p99": sorted(intervals)[int(0.99 * (len(intervals) - 1))],
+            "floor_ms": floor,
+            "of_floor": floor / median,
+            "output_tok_s": 1000 * batch / median,
+        }
+
+    def prefill(self, batch: int, num_in: int) -> Figures:
+        """Prompts alone: one token is generated of each. The best of three runs."""
+        seconds = min(self.run([(num_in, 1)] * batch)[-1][0] for _ in range(3))
+        return {"case": f"prefill {batch} × {num_in}", "input_tok_s": batch * num_in / seconds, "seconds": seconds}
+
+    def trace(self, lengths: list[tuple[int, int]]) -> Figures:
+        """All requests of a trace at once."""
+        seconds = self.run(lengths)[-1][0]
+        outputs = sum(num_out for _, num_out in lengths)
+        return {"case": f"trace of {len(lengths)}", "output_tok_s": outputs / seconds, "seconds": seconds}
+
+    def _step_bytes(self, batch: int, context: float) -> float:
+        info, runner_pool = self._llm.info, self._llm.core.runner
+        token_bytes = runner_pool.page_bytes / info.page_size  # type: ignore[attr-defined]
+        weight_bytes = info.num_parameters * jax.numpy.dtype(info.dtype).itemsize
+        return weight_bytes + batch * context * token_bytes
+
+
+def main() -> None:
+    """Read the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(ROOT / "benchmarks/models/llama-3.1-8b"), help="its config is enough")
+    parser.add_argument("--cases", default="decode,prefill,trace", help="comma-separated (default: all three)")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on lengths and numbers, for a smoke test")
+    parser.add_argument("--bandwidth", type=float, default=4.3e12, help="bytes a second (default: an H200's copy)")
+    parser.add_argument("--max-model-len", type=int, default=8192)
+    parser.add_argument("--output", type=Path, help="write the JSON here too")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    args = parser.parse_args()
+
+    def scaled(n: int) -> int:
+        return max(2, round(n * args.scale)) if args.scale != 1 else n
+
+    started = time.perf_counter()
+    llm = LLM.from_config(
+        EngineConfig(
+            model=args.model,
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            max_model_len=scaled(args.max_model_len),
+            enable_prefix_caching=False,
+        )
+    )
+    bench = StepBench(llm, args.bandwidth)
+    results: list[Figures] = [{"case": "start", "seconds": time.perf_counter() - started}]
+    cases = args.cases.split(",")
+    for batch, num_in, num_out in DECODE_CASES if "decode" in cases else ():
+        if batch > llm.info.max_num_seqs:
+            continue
+        results.append(bench.decode(batch, scaled(num_in), max(8, scaled(num_out))))
+        print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+    if "prefill" in cases:
+        results.append(bench.prefill(PREFILL_CASE[0], scaled(PREFILL_CASE[1])))
+    if "trace" in cases:
+        pairs = json.loads(TRACE.read_text())["requests"]
+        results.append(bench.trace([(scaled(a), scaled(b)) for a, b in pairs[: scaled(len(pairs))]]))
+    record = {
+        "device": llm.info.device_kind,
+        "jax": jax.__version__,
+        "model": Path(args.model).name,
+        "results": results,
+    }
+    if args.output:
+        args.output.write_text(json.dumps(record, indent=2) + "\n")
+    if args.json:
+        print(json.dumps(record))
+        return
+    table = Table(title=f"{name} on {llm.info.device_kind}")
+    for column in ("case", "step ms", "p99", "floor ms", "of floor", "tok/s", "seconds"):
+        table.add_column(column)
+    for r in results:
+        rate = r.get("output_tok_s", r.get("input_tok_s"))
+        cells = [r.get("step_ms"), r.get("step_ms_p99"), r.get("floor_ms"), r.get("of_floor"), rate, r.get("seconds")]
+        table.add_row(str(r["case"]), *("" if c is None else f"{c:.2f}" for c in cells))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
