@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -34,38 +35,37 @@ class EngineProcess:
         self._config = config
         self._command = tuple(command)
         self._directory = tempfile.TemporaryDirectory(prefix="jaxserve-")
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._exit_code: asyncio.Future[int] | None = None
         self.endpoint = f"ipc://{self._directory.name}/engine"
 
     async def __aenter__(self) -> Self:
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
-        assert self._process.stdin is not None
+        # subprocess uses vfork, which a process with gRPC's threads survives; the event loop's own way is a fork.
+        process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)
+        self._process = process
+        self._exit_code = asyncio.get_running_loop().run_in_executor(None, process.wait)
+        assert process.stdin is not None
         settings = ProcessSettings(self._config, self.endpoint)
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._process.stdin.write(msgspec.json.encode(settings) + b"\n")
-            await self._process.stdin.drain()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(msgspec.json.encode(settings) + b"\n")
+            process.stdin.flush()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        process = self._process
-        if process is not None and process.returncode is None:
-            assert process.stdin is not None
-            process.stdin.close()
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
             try:
-                await asyncio.wait_for(process.wait(), STOP_GRACE_S + 5)
+                await asyncio.wait_for(self.wait(), STOP_GRACE_S + 5)
             except TimeoutError:
-                process.kill()
-                await process.wait()
+                self._process.kill()
+                await self.wait()
         self._directory.cleanup()
 
     async def wait(self) -> int:
         """The exit code, once the process has ended."""
-        if self._process is None:
+        if self._exit_code is None:
             raise RuntimeError("the engine process was not started; use `async with EngineProcess(config)`")
-        return await self._process.wait()
+        return await asyncio.shield(self._exit_code)

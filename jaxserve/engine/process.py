@@ -28,6 +28,7 @@ BuildCore = Callable[[EngineConfig], tuple[EngineCore, EngineInfo]]
 
 # How long the loop may take to notice that it should stop, for instance inside a compilation.
 STOP_GRACE_S = 5.0
+STDIN = 0
 
 
 class ProcessSettings(msgspec.Struct):
@@ -38,7 +39,9 @@ class ProcessSettings(msgspec.Struct):
 
 
 def _stop_when_parent_ends(stop: threading.Event) -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin, whose lock the interpreter wants when it ends.
+    while os.read(STDIN, 4096):
+        pass
     stop.set()
     threading.Event().wait(STOP_GRACE_S)
     # Still here: the main thread is inside a load or compilation that cannot be interrupted and serves nobody now.

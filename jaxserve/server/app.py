@@ -226,6 +226,8 @@ def run(
     engine_config: EngineConfig,
     server_config: ServerConfig,
     on_ready: Callable[[str, int], None] | None = announce,
+    *,
+    engine_command: Sequence[str] = ENGINE_COMMAND,
 ) -> int:
     """`serve` in an event loop of its own (uvloop); returns the exit code."""
-    return uvloop.run(serve(engine_config, server_config, on_ready))
+    return uvloop.run(serve(engine_config, server_config, on_ready, engine_command=engine_command))
