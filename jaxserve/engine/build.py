@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -12,13 +12,13 @@ import jaxserve
 from jaxserve.config import EngineConfig, SchedulerConfig
 from jaxserve.engine.core import EngineCore
 from jaxserve.engine.messages import EngineInfo
-from jaxserve.errors import ConfigError
+from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.model_directory import resolve_model
 from jaxserve.models.checkpoint.loader import LoadedModel, load_model
 from jaxserve.models.config import ModelConfig, load_config
 from jaxserve.models.registry import MODEL_FAMILIES
 from jaxserve.progress import ProgressCallback, no_progress
-from jaxserve.request import ModelLimits
+from jaxserve.request import MAX_STOP_TOKEN_IDS, ModelLimits
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.kv_pool import CPU_POOL_BYTES, KVPoolSpec, pages_in_memory
 from jaxserve.runner.model_runner import ModelRunner, StepCompiler
@@ -62,12 +62,18 @@ def build_core(
     """
     directory = resolve_model(config.model)
     model_config = load_config(directory)
+    if len(model_config.eos_token_ids) > MAX_STOP_TOKEN_IDS // 2:
+        raise CheckpointError(
+            f"{directory}: eos_token_id lists {len(model_config.eos_token_ids)} ids, and at most "
+            f"{MAX_STOP_TOKEN_IDS // 2} can be held back by min_tokens; list fewer"
+        )
     # Read by XLA when it first touches a GPU: its allocator then takes no more than this.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(config.gpu_memory_utilization))
     _use_compilation_cache(config.compilation_cache_dir)
     on_cpu = jax.default_backend() == "cpu"
     defaults = CPU_DEFAULTS if on_cpu else GPU_DEFAULTS
     max_model_len = _max_model_len(config, model_config)
+    scheduler_config = _scheduler_config(config, defaults, max_model_len, unlimited_queue=unlimited_queue)
     mesh = make_mesh(config.tensor_parallel_size)
 
     loaded = load_model(
@@ -79,25 +85,15 @@ def build_core(
         seed=config.seed,
         on_progress=lambda done, total: on_progress("Loading weights (bytes)", done, total),
     )
-    max_num_seqs = config.max_num_seqs or defaults.max_num_seqs
+    max_num_seqs = scheduler_config.max_num_seqs
     buckets = Buckets(
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens or max(defaults.max_num_batched_tokens, max_num_seqs),
+        max_num_batched_tokens=scheduler_config.max_num_batched_tokens,
         page_size=config.page_size,
         growth=defaults.bucket_growth,
     )
     pool = _size_pool(config, loaded, buckets, max_num_seqs, on_cpu)
-    scheduler_config = SchedulerConfig(
-        num_pages=pool.num_pages,
-        page_size=config.page_size,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=buckets.largest.num_tokens,
-        max_model_len=max_model_len,
-        max_num_queued_requests=None if unlimited_queue else config.max_num_queued_requests,
-        enable_prefix_caching=config.enable_prefix_caching,
-        scheduling_policy=config.scheduling_policy,
-        seed=config.seed,
-    )
+    scheduler_config = replace(scheduler_config, num_pages=pool.num_pages)
     runner = ModelRunner(
         loaded,
         loaded.weights,
@@ -142,6 +138,24 @@ def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
             "the context by rope_scaling in config.json"
         )
     return config.max_model_len or limit
+
+
+def _scheduler_config(
+    config: EngineConfig, defaults: PlatformDefaults, max_model_len: int, *, unlimited_queue: bool
+) -> SchedulerConfig:
+    """What the scheduler is given, checked before anything is loaded; with the fewest pages if they are not set."""
+    max_num_seqs = config.max_num_seqs or defaults.max_num_seqs
+    return SchedulerConfig(
+        num_pages=config.num_pages or 1 - (-max_model_len // config.page_size),
+        page_size=config.page_size,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens or max(defaults.max_num_batched_tokens, max_num_seqs),
+        max_model_len=max_model_len,
+        max_num_queued_requests=None if unlimited_queue else config.max_num_queued_requests,
+        enable_prefix_caching=config.enable_prefix_caching,
+        scheduling_policy=config.scheduling_policy,
+        seed=config.seed,
+    )
 
 
 def _num_parameters(config: ModelConfig) -> int:

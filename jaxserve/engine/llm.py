@@ -1,7 +1,8 @@
 """LLM: the engine in the calling process, for scripts and batch work."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, Self
 
 from jaxserve.config import EngineConfig
@@ -169,9 +170,10 @@ class LLM:
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str | Mapping):
         return [prompts]
-    if prompts and all(isinstance(p, int) for p in prompts):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    if not isinstance(prompts, Iterable):
+        raise InvalidRequestError("prompt", f"must be text, token ids or a list of prompts, got {prompts!r}")
+    listed: list[Any] = list(prompts)
+    return [listed] if listed and all(isinstance(p, Integral) for p in listed) else listed
 
 
 def _for_each[T](given: T | Sequence[T] | None, count: int, default: T, name: str) -> list[T]:
@@ -186,15 +188,27 @@ def _for_each[T](given: T | Sequence[T] | None, count: int, default: T, name: st
 
 def _read_prompt(prompt: Prompt) -> tuple[str | None, list[int] | None]:
     """A prompt's text and token ids; exactly one of them is None."""
+    if isinstance(prompt, Mapping):
+        unknown = set(prompt) - PROMPT_KEYS
+        if unknown or len(prompt) != 1:
+            raise InvalidRequestError(
+                "prompt", f"must have either `prompt` or `prompt_token_ids`, got the keys {list(prompt)}"
+            )
+        if "prompt_token_ids" in prompt:
+            return None, _read_token_ids("prompt_token_ids", prompt["prompt_token_ids"])
+        prompt = prompt["prompt"]
+        if not isinstance(prompt, str):
+            raise InvalidRequestError("prompt", f"must be text, got {prompt!r}")
     if isinstance(prompt, str):
         return prompt, None
-    if not isinstance(prompt, Mapping):
-        return None, list(prompt)
-    unknown = set(prompt) - PROMPT_KEYS
-    if unknown or len(prompt) != 1:
-        raise InvalidRequestError(
-            "prompt", f"must have either `prompt` or `prompt_token_ids`, got the keys {sorted(prompt)}"
-        )
-    if "prompt" in prompt:
-        return prompt["prompt"], None
-    return None, list(prompt["prompt_token_ids"])
+    return None, _read_token_ids("prompt", prompt)
+
+
+def _read_token_ids(field: str, ids: object) -> list[int]:
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise InvalidRequestError(field, f"must be a list of token ids, got {ids!r}")
+    listed = list(ids)
+    for i, token in enumerate(listed):
+        if not isinstance(token, Integral):
+            raise InvalidRequestError(f"{field}[{i}]", f"must be a token id, got {token!r}")
+    return [int(token) for token in listed]
