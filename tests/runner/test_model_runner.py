@@ -1,0 +1,173 @@
+"""ModelRunner on hand-written plans: what it computes, keeps on the device, and leaves alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxserve.request import SamplingParams
+from jaxserve.runner import model_runner
+from jaxserve.runner.buckets import SamplerKind
+from jaxserve.runner.model_runner import ModelRunner
+from tests.support.recorded_models import Recording
+from tests.support.written_plan import Entry, plan
+
+PAGE_SIZE = 4
+GREEDY = SamplingParams(temperature=0.0)
+RECORDING = Recording.of("gqa")
+LONG, LONG_GREEDY = RECORDING.prompts[3], RECORDING.greedy[3]
+SHORT, SHORT_GREEDY = RECORDING.prompts[1], RECORDING.greedy[1]
+
+
+def pages(first: int, num_tokens: int, start: int = 0) -> tuple[tuple[int, int], ...]:
+    """Pages from `first` on, for a sequence's tokens from page `start` on."""
+    return tuple((i, first + i) for i in range(start, -(-num_tokens // PAGE_SIZE)))
+
+
+def pool(runner: ModelRunner) -> np.ndarray:
+    """[layers, P, 2, page_size, K, H]"""
+    return np.stack([np.asarray(layer) for layer in runner._kv_pages])
+
+
+def run(runner: ModelRunner, *args: Any, **options: Any) -> list[int]:
+    return runner.collect(runner.dispatch(plan(*args, **options)))
+
+
+def test_tokens_are_fed_back_on_the_device_without_being_collected(runner: ModelRunner) -> None:
+    """Steps are started one after the other, each on the last one's token; only then is any collected."""
+    handles = [runner.dispatch(plan(0, Entry(2, 0, SHORT, pages(5, 30), GREEDY)))]
+    handles += [runner.dispatch(plan(1 + i, Entry(2, len(SHORT) + i))) for i in range(23)]
+    assert [runner.collect(handle)[0] for handle in handles] == SHORT_GREEDY
+
+
+def test_each_slot_feeds_back_its_own_token(runner: ModelRunner) -> None:
+    first = plan(0, Entry(3, 0, SHORT, pages(1, 30), GREEDY), Entry(0, 0, LONG, pages(20, 64), GREEDY))
+    steps = [runner.collect(runner.dispatch(first))]
+    for i in range(8):
+        # In the other order, beside a third sequence that comes and goes.
+        entries = [Entry(0, len(LONG) + i), Entry(3, len(SHORT) + i)]
+        if i % 3 == 0:
+            entries.insert(1, Entry(1, 0, [7, 9], pages(50, 2), GREEDY))
+        sampled = run(runner, i + 1, *entries)
+        steps.append([sampled[-1], sampled[0]])
+    assert [list(column) for column in zip(*steps, strict=True)] == [SHORT_GREEDY[:9], LONG_GREEDY[:9]]
+
+
+def test_a_prompt_in_chunks_gives_the_token_of_the_whole_one(runner: ModelRunner) -> None:
+    run(runner, 0, Entry(1, 0, LONG[:13], pages(1, 13), GREEDY))
+    run(runner, 1, Entry(1, 13, LONG[13:30], pages(1, 30, start=4)))
+    assert run(runner, 2, Entry(1, 30, LONG[30:], pages(1, 41, start=8))) == LONG_GREEDY[:1]
+
+
+@pytest.mark.parametrize("entries_a_call", [1024, 3])
+def test_a_cached_prefix_of_more_pages_than_the_step_carries(
+    runner: ModelRunner, entries_a_call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_runner, "_UPDATES_A_CALL", entries_a_call)
+    run(runner, 0, Entry(0, 0, LONG, pages(1, 44), GREEDY))
+    shared = plan(1, Entry(1, 40, LONG[40:], pages(1, 44), GREEDY))
+    assert len(shared.page_table_updates) > runner._buckets.pick(1, SamplerKind.GREEDY).num_page_updates + 3
+    assert runner.collect(runner.dispatch(shared)) == LONG_GREEDY[:1]
+
+
+def test_copied_pages_serve_like_the_originals(runner: ModelRunner) -> None:
+    run(runner, 0, Entry(0, 0, LONG, pages(1, 44), GREEDY))
+    # More copies than one call makes, onto pages that a second sequence then computes its last token with.
+    originals, copies = range(1, 12), range(30, 41)
+    others = [(page, page + 10) for page in range(12, 20)]
+    copied = plan(
+        1,
+        Entry(1, 40, LONG[40:], tuple(enumerate(copies)), GREEDY),
+        copies=[*zip(originals, copies, strict=True), *others],
+    )
+    assert len(copied.page_copies) > model_runner._COPIES_A_CALL
+    assert runner.collect(runner.dispatch(copied)) == LONG_GREEDY[:1]
+
+
+def test_copying_changes_the_target_pages_and_no_other(runner: ModelRunner) -> None:
+    run(runner, 0, Entry(0, 0, LONG, pages(1, 44), GREEDY))
+    before = pool(runner)
+    pairs = [(1 + i % 10, 40 + i) for i in range(18)]
+    runner._copy_pages(pairs)
+    expected = before.copy()
+    for source, target in pairs:
+        expected[:, target] = before[:, source]
+    np.testing.assert_array_equal(pool(runner), expected)
+    assert np.abs(expected[:, 40]).sum() > 0
+
+
+def test_a_step_writes_the_slots_of_its_tokens_and_no_other(runner: ModelRunner) -> None:
+    """Five tokens in a shape of sixteen, on pages of a pool that held something before."""
+    run(runner, 0, Entry(0, 0, LONG, pages(1, 41), GREEDY))
+    before = pool(runner)
+    run(runner, 1, Entry(1, 0, LONG[:5], ((0, 33), (1, 20)), GREEDY))
+    changed = (pool(runner) != before).any(axis=(0, 2, 4, 5))
+    assert sorted(zip(*np.nonzero(changed), strict=True)) == [(20, 0), (33, 0), (33, 1), (33, 2), (33, 3)]
+
+
+def test_compiling_ahead_leaves_pool_and_state_untouched_and_nothing_to_compile(
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[tuple[str, int, int]] = []
+    run(runner, 0, Entry(0, 0, LONG, pages(1, 41), GREEDY))
+    before, state = pool(runner), jax.device_get(runner._state)
+    runner.compile_ahead(lambda *report: reports.append(report))
+    np.testing.assert_array_equal(pool(runner), before)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(runner._state), state)
+    assert reports[0][1] == 0 and reports[-1][1] == reports[-1][2] == len(runner._buckets)
+    monkeypatch.setattr(runner._compiler, "compile", None)
+    assert run(runner, 1, Entry(0, 41)) == LONG_GREEDY[1:2]
+    run(runner, 2, Entry(1, 0, SHORT, pages(20, 6), SamplingParams(temperature=1.0)))
+
+
+def test_the_pool_is_updated_in_place(runner: ModelRunner) -> None:
+    def addresses() -> list[int]:
+        return [shard.data.unsafe_buffer_pointer() for layer in runner._kv_pages for shard in layer.addressable_shards]
+
+    run(runner, 0, Entry(0, 0, SHORT, pages(1, 30), GREEDY))
+    before = addresses()
+    for i in range(4):
+        run(runner, 1 + i, Entry(0, len(SHORT) + i))
+    runner._copy_pages([(1, 9)])
+    assert addresses() == before
+
+
+def test_every_shape_gives_its_pool_and_state_to_the_next_step(runner: ModelRunner) -> None:
+    """What XLA aliases between arguments and results of a step covers all that stays on the device."""
+    kept = sum(a.nbytes for a in (*runner._kv_pages, *runner._state))
+    for num_tokens in (1, 4):
+        compiled: Any = runner._compiler.compile(runner._buckets.pick(num_tokens, SamplerKind.FULL))
+        assert compiled.memory_analysis().alias_size_in_bytes >= kept
+
+
+def test_greedy_steps_run_without_the_full_sampler(runner: ModelRunner) -> None:
+    run(runner, 0, Entry(0, 0, SHORT, pages(1, 30), GREEDY), Entry(1, 0, [4], pages(20, 9), GREEDY))
+    assert {bucket.sampler for bucket in runner._steps} == {SamplerKind.GREEDY}
+    run(runner, 1, Entry(0, 6), Entry(2, 0, [4], pages(30, 9), SamplingParams(temperature=0.5)))
+    assert {bucket.sampler for bucket in runner._steps} == set(SamplerKind)
+    assert run(runner, 2, Entry(0, 7)) == SHORT_GREEDY[2:3]
+
+
+def test_a_slot_forgets_the_parameters_of_its_last_owner(runner: ModelRunner) -> None:
+    run(runner, 0, Entry(0, 0, SHORT, pages(1, 30), SamplingParams(temperature=50.0), seed=3))
+    again = [run(runner, 1 + i, Entry(0, 0, SHORT, pages(1, 30), GREEDY)) for i in range(2)]
+    assert again == [SHORT_GREEDY[:1]] * 2
+
+
+def test_sampled_tokens_are_the_same_alone_and_beside_others(make_runner: Callable[[], ModelRunner]) -> None:
+    params = SamplingParams(temperature=1.5)
+
+    def tokens(*, beside_others: bool) -> list[int]:
+        runner = make_runner()
+        others = [Entry(2, 0, LONG[:9], pages(40, 40), GREEDY)] if beside_others else []
+        sampled = [run(runner, 0, *others, Entry(1, 0, SHORT, pages(1, 30), params, seed=-77))[-1]]
+        for i in range(12):
+            others = [Entry(2, 9 + i)] if beside_others and i % 2 else []
+            sampled.append(run(runner, 1 + i, *others, Entry(1, len(SHORT) + i))[-1])
+        return sampled
+
+    alone = tokens(beside_others=False)
+    assert tokens(beside_others=True) == alone
+    assert alone != SHORT_GREEDY[:13]
