@@ -45,7 +45,7 @@ def _known(service: str) -> bool:
     return service in ("", INFERENCE_SERVICE)
 
 
-def _status(state: pb.ServerState) -> health_pb2.HealthCheckResponse.ServingStatus:
+def _status(state: pb.ServerState) -> int:
     if state == pb.SERVER_STATE_READY:
         return health_pb2.HealthCheckResponse.SERVING
     return health_pb2.HealthCheckResponse.NOT_SERVING
