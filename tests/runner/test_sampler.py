@@ -71,7 +71,8 @@ def distribution(params: SamplingParams) -> np.ndarray:
     order = np.argsort(-p)
     nucleus_size = int(np.argmax(np.cumsum(p[order]) >= params.top_p - 1e-12)) + 1
     p[order[nucleus_size:]] = 0.0
-    return p / p.sum()
+    cut: np.ndarray = p / p.sum()
+    return cut
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,109 @@
+"""What build_core makes of the settings, and which it refuses before anything is loaded."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxserve.config import EngineConfig
+from jaxserve.engine import build
+from jaxserve.engine.build import build_core
+from jaxserve.errors import CheckpointError, ConfigError
+from tests.support.recorded_models import DATA
+
+
+def config(**changes: Any) -> EngineConfig:
+    settings: dict[str, Any] = {
+        "model": str(DATA / "gqa"),
+        "page_size": 4,
+        "max_model_len": 64,
+        "skip_tokenizer_init": True,
+        "compile_ahead": False,
+        "compilation_cache_dir": "",
+    }
+    return EngineConfig(**settings | changes)
+
+
+@pytest.fixture
+def loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_model(*args: object, **options: object) -> None:
+        raise AssertionError("weights were loaded for settings that cannot work")
+
+    monkeypatch.setattr(build, "load_model", load_model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_model_len": 129}, r"max_model_len is 129.* end at 128; lower it"),
+        ({"num_pages": 16}, r"KV pool of 15 pages of 4 tokens cannot hold one sequence of max_model_len=64"),
+        ({"num_pages": 1}, "KV pool of 0 pages"),
+        ({"max_num_seqs": 8, "max_num_batched_tokens": 4}, r"max_num_batched_tokens \(4\) must be at least"),
+        ({"tensor_parallel_size": 8}, r"tensor_parallel_size is 8, but there are 4 devices of kind cpu"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+@pytest.mark.usefixtures("loads_nothing")
+def test_settings_that_contradict_model_or_devices_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_core(config(**changes))
+
+
+def test_devices_that_do_not_divide_the_heads_are_refused() -> None:
+    with pytest.raises(ConfigError, match="tensor_parallel_size 3 does not divide the model's 4 query heads"):
+        build_core(config(tensor_parallel_size=3))
+
+
+@pytest.mark.usefixtures("loads_nothing")
+def test_a_missing_directory_is_named() -> None:
+    with pytest.raises(CheckpointError, match="no/such/model: no such directory"):
+        build_core(config(model="no/such/model"))
+
+
+@pytest.mark.usefixtures("loads_nothing")
+def test_more_end_tokens_than_can_be_held_back_are_refused(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "gqa", tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(33))}))
+    with pytest.raises(CheckpointError, match="eos_token_id lists 33 ids"):
+        build_core(config(model=str(tmp_path / "model")))
+
+
+def test_the_engine_describes_what_it_loaded() -> None:
+    core, info = build_core(config(num_pages=40, max_num_seqs=3, max_num_batched_tokens=9, served_model_name="mine"))
+    assert (info.model_name, info.architecture, info.dtype) == ("mine", "LlamaForCausalLM", "float32")
+    assert (info.limits.vocab_size, info.limits.max_model_len, info.limits.eos_token_ids) == (131, 64, (2,))
+    assert (info.num_pages, info.page_size, info.max_num_seqs, info.max_num_batched_tokens) == (39, 4, 3, 9)
+    assert core.stats().num_pages == 39
+    assert info.tokenizer_dir is None
+    assert info.num_parameters == 131 * 32 * 2 + 32 + 2 * (32 * (64 + 32 + 32) + 64 * 32 + 3 * 32 * 64 + 2 * 32)
+
+
+def test_the_context_is_the_model_s_own_unless_set() -> None:
+    _, info = build_core(config(max_model_len=None))
+    assert info.limits.max_model_len == 128
+    _, info = build_core(config(model=str(DATA / "rope_dynamic"), max_model_len=None))
+    assert info.limits.max_model_len == 72
+
+
+def test_a_pool_of_no_set_size_holds_every_slot_s_whole_context_on_a_small_model() -> None:
+    _, info = build_core(config(max_num_seqs=5))
+    assert info.num_pages == 5 * 64 // 4
+
+
+def test_random_weights_need_no_weight_files_and_follow_the_seed(tmp_path: Path) -> None:
+    shutil.copy(DATA / "gqa" / "config.json", tmp_path)
+
+    def weights(seed: int) -> list[Any]:
+        core, _ = build_core(config(model=str(tmp_path), load_format="dummy", seed=seed))
+        return [w.tolist() for w in core.runner._weights]  # type: ignore[attr-defined]
+
+    first = weights(0)
+    assert weights(0) == first and weights(1) != first
+
+
+def test_the_queue_is_limited_unless_all_work_is_handed_over_at_once() -> None:
+    settings = config(max_num_queued_requests=7)
+    assert build_core(settings)[0].scheduler.config.max_num_queued_requests == 7
+    assert build_core(settings, unlimited_queue=True)[0].scheduler.config.max_num_queued_requests is None

@@ -1,0 +1,60 @@
+"""The pool's size: pages for the memory there is."""
+
+import jax.numpy as jnp
+import pytest
+
+from jaxserve.errors import ConfigError
+from jaxserve.runner.kv_pool import MEMORY_MARGIN_BYTES, KVPoolSpec, pages_in_memory
+from jaxserve.sharding import make_mesh
+
+GIB = 2**30
+
+
+def spec(**changes: object) -> KVPoolSpec:
+    fields = {
+        "num_layers": 3,
+        "num_pages": 10,
+        "page_size": 16,
+        "num_kv_heads": 4,
+        "head_dim": 64,
+        "dtype": jnp.dtype("bfloat16"),
+    }
+    return KVPoolSpec(**fields | changes)  # type: ignore[arg-type]
+
+
+def test_a_page_holds_keys_and_values_of_its_tokens_in_all_layers() -> None:
+    assert spec().page_bytes == 3 * 16 * 2 * 4 * 64 * 2
+    assert spec(dtype=jnp.dtype("float32")).page_bytes == 2 * spec().page_bytes
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_the_pool_has_the_size_it_says_and_is_split_over_heads(num_devices: int) -> None:
+    arrays = spec().allocate(make_mesh(num_devices))
+    assert sum(a.nbytes for a in arrays) == 10 * spec().page_bytes
+    assert {a.addressable_shards[0].data.shape for a in arrays} == {(10, 2, 16, 4 // num_devices, 64)}
+    assert not any(a.any() for a in arrays)
+
+
+def test_pages_fill_what_weights_step_and_margin_leave() -> None:
+    def pages(num_devices: int) -> int:
+        return pages_in_memory(
+            page_bytes=2**20, num_devices=num_devices, limit_bytes=10 * GIB, used_bytes=4 * GIB, step_bytes=GIB
+        )
+
+    free = 5 * GIB - MEMORY_MARGIN_BYTES
+    assert pages(1) == free // 2**20
+    assert pages(4) == 4 * free // 2**20
+
+
+@pytest.mark.parametrize("used_bytes", [9 * GIB, 12 * GIB, 10 * GIB - MEMORY_MARGIN_BYTES - 2**21 + 1])
+def test_memory_without_room_for_two_pages_is_refused_with_the_figures(used_bytes: int) -> None:
+    with pytest.raises(ConfigError, match="no memory is left for the KV pool") as caught:
+        pages_in_memory(
+            page_bytes=2**20,
+            num_devices=1,
+            limit_bytes=10 * GIB,
+            used_bytes=used_bytes,
+            step_bytes=GIB if used_bytes == 9 * GIB else 0,
+        )
+    for part in ("10.0 GiB", f"{used_bytes / GIB:.1f} GiB", "gpu_memory_utilization", "max_num_batched_tokens"):
+        assert part in str(caught.value)
