@@ -152,7 +152,7 @@ def main() -> None:
     if args.json:
         print(json.dumps(record))
         return
-    table = Table(title=f"{name} on {llm.info.device_kind}")
+    table = Table(title=f"{record['model']} on {llm.info.device_kind}")
     for column in ("case", "step ms", "p99", "floor ms", "of floor", "tok/s", "seconds"):
         table.add_column(column)
     for r in results:
