@@ -148,6 +148,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             max_model_len=info.limits.max_model_len,
             eos_token_ids=info.limits.eos_token_ids,
             has_tokenizer=model.tokenizer is not None,
+            has_chat_template=model.tokenizer is not None and model.tokenizer.has_chat_template,
         )
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: _Context) -> pb.GetServerInfoResponse:

@@ -27,15 +27,15 @@ from jaxserve.v1 import generate_pb2 as jaxserve_dot_v1_dot_generate__pb2
 from jaxserve.v1 import prompt_pb2 as jaxserve_dot_v1_dot_prompt__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bjaxserve/v1/inference.proto\x12\x0bjaxserve.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1ajaxserve/v1/generate.proto\x1a\x18jaxserve/v1/prompt.proto\"\xaa\x01\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\'\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x17.jaxserve.v1.ChatPromptH\x00\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x12\n\x05model\x18\x04 \x01(\tH\x02\x88\x01\x01\x42\x08\n\x06promptB\x15\n\x13_add_special_tokensB\x08\n\x06_model\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\"~\n\x11\x44\x65tokenizeRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12 \n\x13skip_special_tokens\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x12\n\x05model\x18\x03 \x01(\tH\x01\x88\x01\x01\x42\x16\n\x14_skip_special_tokensB\x08\n\x06_model\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"3\n\x13GetModelInfoRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_model\"\xba\x01\n\x14GetModelInfoResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x16\n\x0enum_parameters\x18\x04 \x01(\x03\x12\x12\n\nvocab_size\x18\x05 \x01(\x05\x12\x15\n\rmax_model_len\x18\x06 \x01(\x05\x12\x15\n\reos_token_ids\x18\x07 \x03(\x05\x12\x15\n\rhas_tokenizer\x18\x08 \x01(\x08\"\x16\n\x14GetServerInfoRequest\"\xf7\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.jaxserve.v1.ServerState\x12)\n\x06uptime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06limits\x18\x04 \x01(\x0b\x32\x19.jaxserve.v1.ServerLimits\x12\'\n\x06\x64\x65vice\x18\x05 \x01(\x0b\x32\x17.jaxserve.v1.DeviceInfo\x12%\n\x04load\x18\x06 \x01(\x0b\x32\x17.jaxserve.v1.ServerLoad\"\xa1\x01\n\x0cServerLimits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x03\x12\x14\n\x0cmax_num_seqs\x18\x02 \x01(\x05\x12\x1e\n\x16max_num_batched_tokens\x18\x03 \x01(\x05\x12$\n\x17max_num_queued_requests\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x1a\n\x18_max_num_queued_requests\"8\n\nDeviceInfo\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x1c\n\x14tensor_parallel_size\x18\x02 \x01(\x05\"\xa0\x01\n\nServerLoad\x12\x1c\n\x14num_running_requests\x18\x01 \x01(\x05\x12\x1c\n\x14num_waiting_requests\x18\x02 \x01(\x05\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x11\n\tnum_pages\x18\x04 \x01(\x05\x12\x16\n\x0enum_free_pages\x18\x05 \x01(\x05\x12\x18\n\x10num_cached_pages\x18\x06 \x01(\x05*\x92\x01\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SERVER_STATE_STARTING\x10\x01\x12\x16\n\x12SERVER_STATE_READY\x10\x02\x12\x19\n\x15SERVER_STATE_DRAINING\x10\x03\x12\x17\n\x13SERVER_STATE_FAILED\x10\x04\x32\xfd\x03\n\x10InferenceService\x12G\n\x08Generate\x12\x1c.jaxserve.v1.GenerateRequest\x1a\x1d.jaxserve.v1.GenerateResponse\x12[\n\x0eGenerateStream\x12\".jaxserve.v1.GenerateStreamRequest\x1a#.jaxserve.v1.GenerateStreamResponse0\x01\x12G\n\x08Tokenize\x12\x1c.jaxserve.v1.TokenizeRequest\x1a\x1d.jaxserve.v1.TokenizeResponse\x12M\n\nDetokenize\x12\x1e.jaxserve.v1.DetokenizeRequest\x1a\x1f.jaxserve.v1.DetokenizeResponse\x12S\n\x0cGetModelInfo\x12 .jaxserve.v1.GetModelInfoRequest\x1a!.jaxserve.v1.GetModelInfoResponse\x12V\n\rGetServerInfo\x12!.jaxserve.v1.GetServerInfoRequest\x1a\".jaxserve.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bjaxserve/v1/inference.proto\x12\x0bjaxserve.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1ajaxserve/v1/generate.proto\x1a\x18jaxserve/v1/prompt.proto\"\xaa\x01\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\'\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x17.jaxserve.v1.ChatPromptH\x00\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x12\n\x05model\x18\x04 \x01(\tH\x02\x88\x01\x01\x42\x08\n\x06promptB\x15\n\x13_add_special_tokensB\x08\n\x06_model\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\"~\n\x11\x44\x65tokenizeRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12 \n\x13skip_special_tokens\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x12\n\x05model\x18\x03 \x01(\tH\x01\x88\x01\x01\x42\x16\n\x14_skip_special_tokensB\x08\n\x06_model\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"3\n\x13GetModelInfoRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_model\"\xd5\x01\n\x14GetModelInfoResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x16\n\x0enum_parameters\x18\x04 \x01(\x03\x12\x12\n\nvocab_size\x18\x05 \x01(\x05\x12\x15\n\rmax_model_len\x18\x06 \x01(\x05\x12\x15\n\reos_token_ids\x18\x07 \x03(\x05\x12\x15\n\rhas_tokenizer\x18\x08 \x01(\x08\x12\x19\n\x11has_chat_template\x18\t \x01(\x08\"\x16\n\x14GetServerInfoRequest\"\xf7\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.jaxserve.v1.ServerState\x12)\n\x06uptime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06limits\x18\x04 \x01(\x0b\x32\x19.jaxserve.v1.ServerLimits\x12\'\n\x06\x64\x65vice\x18\x05 \x01(\x0b\x32\x17.jaxserve.v1.DeviceInfo\x12%\n\x04load\x18\x06 \x01(\x0b\x32\x17.jaxserve.v1.ServerLoad\"\xa1\x01\n\x0cServerLimits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x03\x12\x14\n\x0cmax_num_seqs\x18\x02 \x01(\x05\x12\x1e\n\x16max_num_batched_tokens\x18\x03 \x01(\x05\x12$\n\x17max_num_queued_requests\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x1a\n\x18_max_num_queued_requests\"8\n\nDeviceInfo\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x1c\n\x14tensor_parallel_size\x18\x02 \x01(\x05\"\xa0\x01\n\nServerLoad\x12\x1c\n\x14num_running_requests\x18\x01 \x01(\x05\x12\x1c\n\x14num_waiting_requests\x18\x02 \x01(\x05\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x11\n\tnum_pages\x18\x04 \x01(\x05\x12\x16\n\x0enum_free_pages\x18\x05 \x01(\x05\x12\x18\n\x10num_cached_pages\x18\x06 \x01(\x05*\x92\x01\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SERVER_STATE_STARTING\x10\x01\x12\x16\n\x12SERVER_STATE_READY\x10\x02\x12\x19\n\x15SERVER_STATE_DRAINING\x10\x03\x12\x17\n\x13SERVER_STATE_FAILED\x10\x04\x32\xfd\x03\n\x10InferenceService\x12G\n\x08Generate\x12\x1c.jaxserve.v1.GenerateRequest\x1a\x1d.jaxserve.v1.GenerateResponse\x12[\n\x0eGenerateStream\x12\".jaxserve.v1.GenerateStreamRequest\x1a#.jaxserve.v1.GenerateStreamResponse0\x01\x12G\n\x08Tokenize\x12\x1c.jaxserve.v1.TokenizeRequest\x1a\x1d.jaxserve.v1.TokenizeResponse\x12M\n\nDetokenize\x12\x1e.jaxserve.v1.DetokenizeRequest\x1a\x1f.jaxserve.v1.DetokenizeResponse\x12S\n\x0cGetModelInfo\x12 .jaxserve.v1.GetModelInfoRequest\x1a!.jaxserve.v1.GetModelInfoResponse\x12V\n\rGetServerInfo\x12!.jaxserve.v1.GetServerInfoRequest\x1a\".jaxserve.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'jaxserve.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SERVERSTATE']._serialized_start=1408
-  _globals['_SERVERSTATE']._serialized_end=1554
+  _globals['_SERVERSTATE']._serialized_start=1435
+  _globals['_SERVERSTATE']._serialized_end=1581
   _globals['_TOKENIZEREQUEST']._serialized_start=131
   _globals['_TOKENIZEREQUEST']._serialized_end=301
   _globals['_TOKENIZERESPONSE']._serialized_start=303
@@ -47,17 +47,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELINFOREQUEST']._serialized_start=506
   _globals['_GETMODELINFOREQUEST']._serialized_end=557
   _globals['_GETMODELINFORESPONSE']._serialized_start=560
-  _globals['_GETMODELINFORESPONSE']._serialized_end=746
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=748
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=770
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=773
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=1020
-  _globals['_SERVERLIMITS']._serialized_start=1023
-  _globals['_SERVERLIMITS']._serialized_end=1184
-  _globals['_DEVICEINFO']._serialized_start=1186
-  _globals['_DEVICEINFO']._serialized_end=1242
-  _globals['_SERVERLOAD']._serialized_start=1245
-  _globals['_SERVERLOAD']._serialized_end=1405
-  _globals['_INFERENCESERVICE']._serialized_start=1557
-  _globals['_INFERENCESERVICE']._serialized_end=2066
+  _globals['_GETMODELINFORESPONSE']._serialized_end=773
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=775
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=797
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=800
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=1047
+  _globals['_SERVERLIMITS']._serialized_start=1050
+  _globals['_SERVERLIMITS']._serialized_end=1211
+  _globals['_DEVICEINFO']._serialized_start=1213
+  _globals['_DEVICEINFO']._serialized_end=1269
+  _globals['_SERVERLOAD']._serialized_start=1272
+  _globals['_SERVERLOAD']._serialized_end=1432
+  _globals['_INFERENCESERVICE']._serialized_start=1584
+  _globals['_INFERENCESERVICE']._serialized_end=2093
 # @@protoc_insertion_point(module_scope)

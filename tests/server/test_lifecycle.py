@@ -225,7 +225,7 @@ async def test_server_and_model_info_tell_what_is_served(tokenizer_dir: Path) ->
     async with live_server(tokenizer_dir, max_message_bytes=8192) as server:
         model = await server.stub.GetModelInfo(info_pb.GetModelInfoRequest(model="arithmetic"))
         assert (model.name, model.vocab_size, model.max_model_len) == ("arithmetic", VOCAB_SIZE, 128)
-        assert model.has_tokenizer and list(model.eos_token_ids) == [128]
+        assert model.has_tokenizer and model.has_chat_template and list(model.eos_token_ids) == [128]
         info = await server.stub.GetServerInfo(info_pb.GetServerInfoRequest())
     assert info.state == info_pb.SERVER_STATE_READY
     assert (info.limits.max_message_bytes, info.limits.max_num_seqs) == (8192, 4)
