@@ -3,7 +3,7 @@
 The kernels stand inside `jax.shard_map`: each device writes and reads its own kv heads and no data crosses.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import jax
@@ -26,6 +26,7 @@ class AttentionMetadata:
         page_table: [S, max_pages] pages of each sequence.
         query_start_loc: [S + 1] first row of each sequence's tokens.
         seq_lens: [S] tokens of each sequence, this step's included.
+        decode_only: every sequence has at most one token in the step, T == S, token i of sequence i. Static.
     """
 
     positions: jax.Array
@@ -33,6 +34,7 @@ class AttentionMetadata:
     page_table: jax.Array
     query_start_loc: jax.Array
     seq_lens: jax.Array
+    decode_only: bool = field(default=False, metadata={"static": True})
 
 
 KV_PAGES_SPEC = P(None, None, None, TENSOR_AXIS, None)

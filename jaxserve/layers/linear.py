@@ -11,11 +11,10 @@ from jaxserve.sharding import constrain
 
 
 def project(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Array:
-    """`einsum` of activations and a weight, summed in float32, in the dtype of `x`."""
+    """`einsum` of activations and a weight, in their dtype; the hardware sums in float32 whatever that is."""
     # Without this a GPU would round float32 inputs to TF32.
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    out = jnp.einsum(subscripts, x, weight, precision=precision, preferred_element_type=jnp.float32)
-    return out.astype(x.dtype)
+    return jnp.einsum(subscripts, x, weight, precision=precision)
 
 
 class QKVProjection(nnx.Module):

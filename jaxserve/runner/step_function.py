@@ -87,8 +87,9 @@ def run_step(
     metadata = _attention_metadata(fields["query_start_loc"], fields["seq_lens"], rows, bucket, page_size, kv_pages)
     module: CausalLM = model.merge(weights)
     hidden, kv_pages = module(token_ids, metadata, kv_pages)
-    last_rows = jnp.maximum(fields["query_start_loc"][1:] - 1, 0)
-    logits = module.compute_logits(hidden[last_rows])
+    if not bucket.decode_only:
+        hidden = hidden[jnp.maximum(fields["query_start_loc"][1:] - 1, 0)]
+    logits = module.compute_logits(hidden)
     if bucket.sampler is SamplerKind.FULL:
         sampled = sample(logits, fields["seq_lens"], fields)
     else:
@@ -108,8 +109,12 @@ def _attention_metadata(
 ) -> AttentionMetadata:
     """Positions and slots of the tokens, from where their sequences begin and end."""
     token = jnp.arange(bucket.num_tokens, dtype=jnp.int32)
-    seq = jnp.searchsorted(query_start_loc, token, side="right").astype(jnp.int32) - 1
-    seq = jnp.clip(seq, 0, bucket.num_seqs - 1)
+    if bucket.decode_only:
+        seq = token
+    else:
+        # Comparing with all is cheap, and the search by halves would be a loop, which no CUDA graph can hold.
+        seq = jnp.searchsorted(query_start_loc, token, side="right", method="compare_all").astype(jnp.int32) - 1
+        seq = jnp.clip(seq, 0, bucket.num_seqs - 1)
     real = token < query_start_loc[-1]
     position = jnp.where(real, seq_lens[seq] - query_start_loc[seq + 1] + token, 0)
     slot = page_table[seq, position // page_size] * page_size + position % page_size
@@ -121,4 +126,5 @@ def _attention_metadata(
         page_table=page_table,
         query_start_loc=query_start_loc,
         seq_lens=seq_lens,
+        decode_only=bucket.decode_only,
     )

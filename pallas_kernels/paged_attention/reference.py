@@ -27,7 +27,7 @@ def paged_attention_reference(
     page_table = jnp.pad(page_table, ((0, 0), (0, pad)))
 
     token = jnp.arange(num_tokens, dtype=jnp.int32)
-    seq = jnp.searchsorted(query_start_loc, token, side="right").astype(jnp.int32) - 1
+    seq = jnp.searchsorted(query_start_loc, token, side="right", method="compare_all").astype(jnp.int32) - 1
     seq = jnp.clip(seq, 0, seq_lens.shape[0] - 1)
     # Padding rows fall to the last sequence; the bound keeps them within its keys.
     position = jnp.minimum(seq_lens[seq] - query_start_loc[seq + 1] + token, seq_lens[seq] - 1)
