@@ -34,16 +34,18 @@ class PlatformDefaults:
         max_num_seqs: most sequences in a step.
         max_num_batched_tokens: token budget of a step.
         bucket_growth: ratio of neighbouring bucket sizes.
+        split_decode: whether steps that only decode have a kernel, and so buckets, of their own.
     """
 
     max_num_seqs: int
     max_num_batched_tokens: int
     bucket_growth: int
+    split_decode: bool
 
 
-GPU_DEFAULTS = PlatformDefaults(max_num_seqs=256, max_num_batched_tokens=8192, bucket_growth=2)
+GPU_DEFAULTS = PlatformDefaults(max_num_seqs=256, max_num_batched_tokens=8192, bucket_growth=2, split_decode=True)
 # A CPU is for trying out: fewer shapes to compile, and steps short enough to keep streams moving.
-CPU_DEFAULTS = PlatformDefaults(max_num_seqs=32, max_num_batched_tokens=512, bucket_growth=4)
+CPU_DEFAULTS = PlatformDefaults(max_num_seqs=32, max_num_batched_tokens=512, bucket_growth=4, split_decode=False)
 
 
 def build_core(
@@ -91,6 +93,7 @@ def build_core(
         max_num_batched_tokens=scheduler_config.max_num_batched_tokens,
         page_size=config.page_size,
         growth=defaults.bucket_growth,
+        split_decode=defaults.split_decode,
     )
     pool = _size_pool(config, loaded, buckets, max_num_seqs, on_cpu)
     scheduler_config = replace(scheduler_config, num_pages=pool.num_pages)
