@@ -6,7 +6,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 
@@ -24,7 +24,8 @@ def add_config_flags(parser: argparse.ArgumentParser, config: type, *, skip: Ite
             continue
         flag = "--" + field.name.replace("_", "-")
         kind = _without_none(hints[field.name])
-        text = explanations[field.name]
+        can_be_unset = kind is not hints[field.name] and field.default is not None
+        text = explanations[field.name].replace(" if None", " if not given").replace("None is", "`none` is")
         if field.default is not None and field.default is not dataclasses.MISSING:
             text += f" (default: {field.default})"
         options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
@@ -33,7 +34,8 @@ def add_config_flags(parser: argparse.ArgumentParser, config: type, *, skip: Ite
         elif typing.get_origin(kind) is Literal:
             group.add_argument(flag, choices=typing.get_args(kind), **options)
         else:
-            group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), **options)
+            convert = _or_none(kind) if can_be_unset else kind
+            group.add_argument(flag, type=convert, metavar=kind.__name__.upper(), **options)
 
 
 def config_from_flags[Config](config: type[Config], args: argparse.Namespace, **fixed: object) -> Config:
@@ -59,3 +61,13 @@ def _without_none(hint: Any) -> Any:
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return next(kind for kind in typing.get_args(hint) if kind is not type(None))
     return hint
+
+
+def _or_none[T](kind: Callable[[str], T]) -> Callable[[str], T | None]:
+    """Reads `none` as None, for settings whose None is not what they are when not given."""
+
+    def convert(text: str) -> T | None:
+        return None if text == "none" else kind(text)
+
+    convert.__name__ = getattr(kind, "__name__", "value")  # argparse names it in its errors
+    return convert

@@ -91,7 +91,7 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "straight into any number of devices.",
     )
     convert.add_argument("source", help="a local Hugging Face directory")
-    convert.add_argument("target", help="the directory to write; must not exist or be empty")
+    convert.add_argument("target", help="the directory to write; must not exist yet")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ class PageAllocator:
 
     A page is in exactly one of three states: *free* (no holder, contents worthless), *used* (one holder or more), or
     *cached* (no holder, contents kept for reuse, evicted least recently released first when no page is free).
-    Page 0 is never handed out: the device writes padding there.
+    Page 0 is never handed out: entries of the device's page table that were never set point to it.
 
     Args:
         num_pages: pages of the pool, page 0 included.
