@@ -25,7 +25,7 @@ def add_config_flags(parser: argparse.ArgumentParser, config: type, *, skip: Ite
         flag = "--" + field.name.replace("_", "-")
         kind = _without_none(hints[field.name])
         can_be_unset = kind is not hints[field.name] and field.default is not None
-        text = explanations[field.name].replace(" if None", " if not given").replace("None is", "`none` is")
+        text = for_the_command_line(explanations[field.name])
         if field.default is not None and field.default is not dataclasses.MISSING:
             text += f" (default: {field.default})"
         options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
@@ -47,6 +47,11 @@ def config_from_flags[Config](config: type[Config], args: argparse.Namespace, **
     names = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
     given = {name: value for name, value in vars(args).items() if name in names}
     return config(**{**given, **fixed})
+
+
+def for_the_command_line(explanation: str) -> str:
+    """An explanation of a Python value, in words for a flag."""
+    return explanation.replace(" if None", " if not given").replace("None is", "`none` is")
 
 
 def attribute_docs(config: type) -> dict[str, str]:

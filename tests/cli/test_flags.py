@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import pytest
 
 from jaxserve.cli import main
-from jaxserve.cli.flags import add_config_flags, attribute_docs, config_from_flags
+from jaxserve.cli.flags import add_config_flags, attribute_docs, config_from_flags, for_the_command_line
 from jaxserve.cli.main import build_parser
 from jaxserve.config import EngineConfig, SchedulerConfig, ServerConfig
 from jaxserve.errors import ConfigError
@@ -46,7 +46,8 @@ def test_every_engine_setting_has_a_flag_with_its_explanation(
     for field in fields(EngineConfig):
         if field.name != "model":
             assert f"--{field.name.replace('_', '-')}" in text
-            assert docs[field.name] in text
+            assert for_the_command_line(docs[field.name]) in text
+    assert "None" not in text
     assert "demo" in text
 
 
@@ -115,3 +116,8 @@ def test_a_setting_may_be_left_out() -> None:
     parser = argparse.ArgumentParser()
     add_config_flags(parser, Sample, skip=["deep"])
     assert "--deep" not in parser.format_help()
+
+
+def test_a_limit_is_lifted_by_the_word_none() -> None:
+    args = parse("serve", "m", "--max-num-queued-requests", "none")
+    assert config_from_flags(EngineConfig, args, model="m").max_num_queued_requests is None
