@@ -1,12 +1,18 @@
 """The public operation: checks its arguments and picks an implementation."""
 
+from functools import cache
+from importlib.util import find_spec
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 
 from pallas_kernels.paged_attention.reference import paged_attention_reference
 
-Implementation = Literal["reference"]
+Implementation = Literal["reference", "triton"]
+
+# Whether None may pick the Triton kernels where they can run. False until they have been checked on a GPU.
+TRITON_BY_DEFAULT = False
 
 
 def paged_attention(
@@ -17,6 +23,7 @@ def paged_attention(
     seq_lens: jax.Array,
     *,
     scale: float,
+    decode_only: bool = False,
     implementation: Implementation | None = None,
 ) -> jax.Array:
     """Causal attention of a ragged batch of queries over paged keys and values.
@@ -33,19 +40,46 @@ def paged_attention(
             anything within the pool.
         query_start_loc: [S + 1] int32, ascending from 0. Padded sequences have no queries.
         seq_lens: [S] int32, tokens of each sequence, this step's included; 0 for padded ones.
-        scale: factor on the scores, usually H ** -0.5.
-        implementation: `reference` is the only one so far, and what None picks.
+        scale: factor on the scores, above 0; usually H ** -0.5.
+        decode_only: promises that no sequence has more than one query, which spares the Triton kernels a launch.
+        implementation: `reference` is plain jax.numpy and runs everywhere; `triton` needs jax_triton and a CUDA GPU
+            (q and kv_pages of one dtype: bfloat16, float16 or float32). None picks the best that can run.
 
     Returns:
         [T, K, G, H] in q's dtype. Padding rows are finite and of no meaning.
 
     Raises:
-        ValueError: shapes contradict each other, or the implementation is unknown.
+        ValueError: shapes contradict each other, scale is not above 0, or the implementation is unknown or does not
+            take these dtypes.
     """
     _check(q, kv_pages, page_table, query_start_loc, seq_lens)
-    if implementation not in (None, "reference"):
-        raise ValueError(f"unknown implementation {implementation!r}; there is: reference")
+    if scale <= 0:
+        raise ValueError(f"scale must be above 0, got {scale}")
+    takes_dtype = q.dtype == kv_pages.dtype and q.dtype in (jnp.bfloat16, jnp.float16, jnp.float32)
+    if implementation is None:
+        implementation = "triton" if TRITON_BY_DEFAULT and takes_dtype and _triton_can_run() else "reference"
+    if implementation == "triton":
+        if not takes_dtype:
+            raise ValueError(
+                "triton needs q and kv_pages of one dtype, bfloat16, float16 or float32; "
+                f"got {q.dtype} and {kv_pages.dtype}"
+            )
+        # Loaded only here: jax_triton is not needed where the reference runs.
+        from pallas_kernels.paged_attention.triton import paged_attention_triton
+
+        return paged_attention_triton(
+            q, kv_pages, page_table, query_start_loc, seq_lens, scale=scale, decode_only=decode_only
+        )
+    if implementation != "reference":
+        raise ValueError(f"unknown implementation {implementation!r}; there are: reference, triton")
     return paged_attention_reference(q, kv_pages, page_table, query_start_loc, seq_lens, scale=scale)
+
+
+@cache
+def _triton_can_run() -> bool:
+    device = jax.devices()[0]
+    is_cuda = device.platform == "gpu" and "rocm" not in device.client.platform_version.lower()
+    return is_cuda and find_spec("jax_triton") is not None
 
 
 def _check(

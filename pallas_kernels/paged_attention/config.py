@@ -1,0 +1,75 @@
+"""Tile sizes of the Triton kernels for each shape. Heuristics measured on an H200, or reasoned where it says so."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+NUM_SMS = 132  # streaming multiprocessors of an H100 or H200; only the number of work items depends on it
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How single queries are computed.
+
+    Attributes:
+        block_n: keys a loop iteration.
+        num_warps: warps a program.
+        num_stages: depth of the software pipeline.
+        programs_per_sm: all keys of a batch are cut into about this many chunks an SM, but for sequences shorter than a
+            chunk. More balances better, fewer leaves less to merge.
+        merge_in_tail: the last program of a sequence merges its chunks; a second kernel does it otherwise.
+    """
+
+    block_n: int
+    num_warps: int
+    num_stages: int
+    programs_per_sm: int = 4
+    merge_in_tail: bool = True
+
+    def num_chunks(self, num_kv_heads: int) -> int:
+        """Chunks that the keys of a whole batch are cut into, for each kv head."""
+        return -(-NUM_SMS * self.programs_per_sm // num_kv_heads)
+
+
+@dataclass(frozen=True)
+class PrefillConfig:
+    """How prompts and chunks of prompts are computed.
+
+    Attributes:
+        block_m: rows (tokens times query heads of a group) a program.
+        block_n: keys a loop iteration.
+        num_warps: warps a program.
+        num_stages: depth of the software pipeline.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """The power of two that a head is padded to inside the kernels; at least 16, as the tensor cores need."""
+    return max(16, 1 << (head_dim - 1).bit_length())
+
+
+def decode_config(head_dim: int, group: int, dtype: DTypeLike) -> DecodeConfig:
+    """Tiles for decoding; keys and values of all stages must fit in shared memory, a few programs an SM."""
+    if jnp.dtype(dtype).itemsize == 4:
+        return DecodeConfig(block_n=32 if padded_head_dim(head_dim) <= 128 else 16, num_warps=8, num_stages=2)
+    if padded_head_dim(head_dim) > 128 or group > 64:
+        return DecodeConfig(block_n=32, num_warps=4, num_stages=3)
+    return DecodeConfig(block_n=64, num_warps=4, num_stages=3)
+
+
+def prefill_config(num_tokens: int, num_kv_heads: int, group: int, head_dim: int, dtype: DTypeLike) -> PrefillConfig:
+    """Tiles for prompts; 64-row tiles where 128-row ones would not fill the card."""
+    padded = padded_head_dim(head_dim)
+    if jnp.dtype(dtype).itemsize == 4:
+        return PrefillConfig(block_m=16, block_n=32 if padded <= 128 else 16, num_warps=8, num_stages=2)
+    if padded > 128:
+        return PrefillConfig(block_m=128, block_n=32, num_warps=8, num_stages=3)
+    if num_tokens * group * num_kv_heads < 128 * NUM_SMS:
+        return PrefillConfig(block_m=64, block_n=64, num_warps=4, num_stages=3)
+    return PrefillConfig(block_m=128, block_n=128 if padded <= 64 else 64, num_warps=8, num_stages=3)

@@ -1,0 +1,333 @@
+"""The Triton kernels of paged attention. Host code in `triton.py` says which program gets which work.
+
+Both walk over keys in blocks of BLOCK_N, find each key's row through the page table, and keep a running maximum and
+sum (Milakov & Gimelshein 2018; FlashAttention-2, Dao 2023). Scores are kept in units of log2, so that the hardware's
+exp2 needs no multiplication of its own. Pointers into the pool are 64-bit: a pool may hold more than 2^31 elements.
+"""
+
+# mypy: ignore-errors
+# The bodies are Triton's language, which only looks like Python.
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _visit_keys(
+    acc,
+    total,
+    top,
+    q,
+    k_head,
+    v_head,
+    table_row,
+    positions,
+    begin,
+    end,
+    scale_log2: tl.constexpr,
+    K: tl.constexpr,
+    H: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Add the keys begin..end of one sequence to the softmax of a tile of queries.
+
+    acc [M, BLOCK_H], total [M] and top [M] are the running output, sum and maximum; positions [M] is the last key each
+    row sees. Without MASKED, every row sees every key and the range is whole blocks. With it, nothing past `end` is
+    read, neither of the page table nor of the pool.
+    """
+    in_block = tl.arange(0, BLOCK_N)
+    h = tl.arange(0, BLOCK_H)
+    for start in range(begin, end, BLOCK_N):
+        keys = start + in_block
+        if MASKED:
+            page = tl.load(table_row + keys // PAGE_SIZE, mask=keys < end, other=0)
+        else:
+            page = tl.load(table_row + keys // PAGE_SIZE)
+        slot = page.to(tl.int64) * (2 * PAGE_SIZE * K * H) + (keys % PAGE_SIZE) * (K * H)
+        offsets = slot[:, None] + h[None, :]
+        if MASKED and H != BLOCK_H:
+            inside = (keys < end)[:, None] & (h < H)[None, :]
+            k = tl.load(k_head + offsets, mask=inside, other=0.0)
+            v = tl.load(v_head + offsets, mask=inside, other=0.0)
+        elif MASKED:
+            inside = (keys < end)[:, None]
+            k = tl.load(k_head + offsets, mask=inside, other=0.0)
+            v = tl.load(v_head + offsets, mask=inside, other=0.0)
+        elif H != BLOCK_H:
+            inside = (h < H)[None, :]
+            k = tl.load(k_head + offsets, mask=inside, other=0.0)
+            v = tl.load(v_head + offsets, mask=inside, other=0.0)
+        else:
+            k = tl.load(k_head + offsets)
+            v = tl.load(v_head + offsets)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if MASKED:
+            seen = (keys[None, :] <= positions[:, None]) & (keys < end)[None, :]
+            scores = tl.where(seen, scores, float("-inf"))
+        # The first block of a range always shows each row its first key, so the maximum is finite from there on.
+        new_top = tl.maximum(top, tl.max(scores, 1) * scale_log2)
+        weights = tl.math.exp2(scores * scale_log2 - new_top[:, None])
+        decay = tl.math.exp2(top - new_top)
+        total = total * decay + tl.sum(weights, 1)
+        acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision=PRECISION)
+        top = new_top
+    return acc, total, top
+
+
+@triton.jit
+def _merge_chunks(
+    out_ptrs,
+    inside,
+    partial_out,
+    partial_lse,
+    first_row,
+    num_chunks,
+    K: tl.constexpr,
+    G: tl.constexpr,
+    H: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """Weigh the chunks of one sequence and kv head by their sums, and store the result.
+
+    Chunk c's partial results are row first_row + c * K of partial_out [rows, G, H] and partial_lse [rows, G]. They were
+    written by other programs, so the loads go past the first-level cache.
+    """
+    g = tl.arange(0, BLOCK_G)
+    h = tl.arange(0, BLOCK_H)
+    acc = tl.zeros([BLOCK_G, BLOCK_H], tl.float32)
+    total = tl.zeros([BLOCK_G], tl.float32)
+    top = tl.full([BLOCK_G], float("-inf"), tl.float32)
+    for chunk in range(num_chunks):
+        row = (first_row + chunk * K).to(tl.int64)
+        lse = tl.load(partial_lse + row * G + g, mask=g < G, other=0.0, cache_modifier=".cg")
+        part = tl.load(
+            partial_out + (row * G + g)[:, None] * H + h[None, :], mask=inside, other=0.0, cache_modifier=".cg"
+        )
+        new_top = tl.maximum(top, lse)
+        decay = tl.math.exp2(top - new_top)
+        weight = tl.math.exp2(lse - new_top)
+        acc = acc * decay[:, None] + part * weight[:, None]
+        total = total * decay + weight
+        top = new_top
+    tl.store(out_ptrs, (acc / total[:, None]).to(out_ptrs.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def decode_kernel(
+    q,
+    kv_pages,
+    page_table,
+    query_start_loc,
+    seq_lens,
+    item_seq,
+    first_item,
+    chunk_size,
+    arrived,
+    out,
+    partial_out,
+    partial_lse,
+    scale_log2: tl.constexpr,
+    num_seqs: tl.constexpr,
+    max_pages: tl.constexpr,
+    K: tl.constexpr,
+    G: tl.constexpr,
+    H: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+    MERGE_IN_TAIL: tl.constexpr,
+):
+    """One program: the single query of one sequence, for one kv head's group, over one chunk of its keys.
+
+    Grid (K, items). Item i belongs to sequence item_seq[i] (num_seqs: a padding row to zero; above: nothing to do) and
+    is its chunk i - first_item[item_seq[i]] of chunk_size[0] keys. With MERGE_IN_TAIL the last program to arrive at a
+    sequence's counter merges its chunks, and leaves the counter at 0 for the next call; `merge_kernel` does it else.
+    """
+    head = tl.program_id(0)
+    item = tl.program_id(1)
+    seq = tl.load(item_seq + item)
+    if seq > num_seqs:
+        return
+    g = tl.arange(0, BLOCK_G)
+    h = tl.arange(0, BLOCK_H)
+    inside = (g < G)[:, None] & (h < H)[None, :]
+    row_in_group = g[:, None] * H + h[None, :]
+    chunk = item - tl.load(first_item + seq)
+    first_row = tl.load(query_start_loc + seq).to(tl.int64)
+    if seq == num_seqs:
+        zeros = tl.zeros([BLOCK_G, BLOCK_H], out.dtype.element_ty)
+        tl.store(out + ((first_row + chunk) * K + head) * (G * H) + row_in_group, zeros, mask=inside)
+        return
+
+    group_offsets = (first_row * K + head) * (G * H) + row_in_group
+    seq_len = tl.load(seq_lens + seq)
+    chunk_keys = tl.load(chunk_size)
+    num_chunks = tl.cdiv(seq_len, chunk_keys)
+    begin = chunk * chunk_keys
+    end = tl.minimum(begin + chunk_keys, seq_len)
+    positions = tl.zeros([BLOCK_G], tl.int32) + (seq_len - 1)
+    k_head = kv_pages + head * H
+    acc, total, top = _visit_keys(
+        tl.zeros([BLOCK_G, BLOCK_H], tl.float32),
+        tl.zeros([BLOCK_G], tl.float32),
+        tl.full([BLOCK_G], float("-inf"), tl.float32),
+        tl.load(q + group_offsets, mask=inside, other=0.0),
+        k_head,
+        k_head + PAGE_SIZE * K * H,
+        page_table + seq.to(tl.int64) * max_pages,
+        positions,
+        begin,
+        end,
+        scale_log2,
+        K,
+        H,
+        PAGE_SIZE,
+        BLOCK_H,
+        BLOCK_N,
+        True,
+        PRECISION,
+    )
+    result = acc / total[:, None]
+    if num_chunks == 1:
+        tl.store(out + group_offsets, result.to(out.dtype.element_ty), mask=inside)
+    else:
+        row = item.to(tl.int64) * K + head
+        tl.store(partial_out + row * (G * H) + row_in_group, result, mask=inside, cache_modifier=".cg")
+        tl.store(partial_lse + row * G + g, top + tl.math.log2(total), mask=g < G, cache_modifier=".cg")
+        if MERGE_IN_TAIL:
+            # All of this program's stores come before its arrival, and the last arrival before the merge's loads.
+            tl.debug_barrier()
+            before = tl.atomic_add(arrived + seq * K + head, 1, sem="acq_rel", scope="gpu")
+            if before == num_chunks - 1:
+                tl.debug_barrier()
+                tl.store(arrived + seq * K + head, 0)
+                first = (item - chunk) * K + head
+                _merge_chunks(
+                    out + group_offsets, inside, partial_out, partial_lse, first, num_chunks, K, G, H, BLOCK_G, BLOCK_H
+                )
+
+
+@triton.jit
+def merge_kernel(
+    query_start_loc,
+    seq_lens,
+    first_item,
+    chunk_size,
+    partial_out,
+    partial_lse,
+    out,
+    K: tl.constexpr,
+    G: tl.constexpr,
+    H: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """Merge the chunks that `decode_kernel` left, into `out` in place. Grid (K, S)."""
+    head = tl.program_id(0)
+    seq = tl.program_id(1)
+    first_row = tl.load(query_start_loc + seq).to(tl.int64)
+    num_queries = tl.load(query_start_loc + seq + 1) - first_row
+    num_chunks = tl.cdiv(tl.load(seq_lens + seq), tl.load(chunk_size))
+    if (num_queries == 1) & (num_chunks > 1):
+        g = tl.arange(0, BLOCK_G)
+        h = tl.arange(0, BLOCK_H)
+        inside = (g < G)[:, None] & (h < H)[None, :]
+        out_ptrs = out + (first_row * K + head) * (G * H) + g[:, None] * H + h[None, :]
+        first = tl.load(first_item + seq) * K + head
+        _merge_chunks(out_ptrs, inside, partial_out, partial_lse, first, num_chunks, K, G, H, BLOCK_G, BLOCK_H)
+
+
+@triton.jit
+def prefill_kernel(
+    q,
+    kv_pages,
+    page_table,
+    query_start_loc,
+    seq_lens,
+    tile_seq,
+    first_tile,
+    out,
+    scale_log2: tl.constexpr,
+    num_tokens: tl.constexpr,
+    num_seqs: tl.constexpr,
+    max_pages: tl.constexpr,
+    K: tl.constexpr,
+    G: tl.constexpr,
+    H: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program: BLOCK_M rows of one sequence and kv head, a row being one query head of one token.
+
+    Grid (K, tiles). Tile t belongs to sequence tile_seq[t] (num_seqs: padding rows to zero; above: nothing to do), and
+    is the (t - first_tile[tile_seq[t]])-th from its end: late tokens see most keys, and the longest work goes first.
+    Rows run over tokens and group without a gap, so any group size fills the tile.
+    """
+    head = tl.program_id(0)
+    tile = tl.program_id(1)
+    seq = tl.load(tile_seq + tile)
+    if seq > num_seqs:
+        return
+    h = tl.arange(0, BLOCK_H)
+    from_end = tile - tl.load(first_tile + seq)
+    first_token = tl.load(query_start_loc + seq)
+    if seq == num_seqs:
+        rows = from_end * BLOCK_M + tl.arange(0, BLOCK_M)
+        token = (first_token + rows // G).to(tl.int64)
+        offsets = ((token * K + head) * G + rows % G)[:, None] * H + h[None, :]
+        inside = (token < num_tokens)[:, None] & (h < H)[None, :]
+        tl.store(out + offsets, tl.zeros([BLOCK_M, BLOCK_H], out.dtype.element_ty), mask=inside)
+        return
+
+    num_queries = tl.load(query_start_loc + seq + 1) - first_token
+    seq_len = tl.load(seq_lens + seq)
+    num_rows = num_queries * G
+    begin_row = (tl.cdiv(num_rows, BLOCK_M) - 1 - from_end) * BLOCK_M
+    rows = begin_row + tl.arange(0, BLOCK_M)
+    token = rows // G
+    context = seq_len - num_queries
+    positions = context + token
+    offsets = (((first_token + token).to(tl.int64) * K + head) * G + rows % G)[:, None] * H + h[None, :]
+    inside = (rows < num_rows)[:, None] & (h < H)[None, :]
+    # Keys that all rows see, in whole blocks, and the end of those that any row sees.
+    shared_end = (context + begin_row // G + 1) // BLOCK_N * BLOCK_N
+    end = context + (tl.minimum(begin_row + BLOCK_M, num_rows) - 1) // G + 1
+    tile_q = tl.load(q + offsets, mask=inside, other=0.0)
+    k_head = kv_pages + head * H
+    v_head = k_head + PAGE_SIZE * K * H
+    table_row = page_table + seq.to(tl.int64) * max_pages
+    acc = tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    for masked in tl.static_range(2):
+        acc, total, top = _visit_keys(
+            acc,
+            total,
+            top,
+            tile_q,
+            k_head,
+            v_head,
+            table_row,
+            positions,
+            shared_end if masked else 0,
+            end if masked else shared_end,
+            scale_log2,
+            K,
+            H,
+            PAGE_SIZE,
+            BLOCK_H,
+            BLOCK_N,
+            masked == 1,
+            PRECISION,
+        )
+    tl.store(out + offsets, (acc / total[:, None]).to(out.dtype.element_ty), mask=inside)
