@@ -85,7 +85,10 @@ def attend(
         seq_lens: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         kv_pages = kv_cache_update(kv_pages, k, v, slot_mapping)
-        return paged_attention(q, kv_pages, page_table, query_start_loc, seq_lens, scale=scale), kv_pages
+        out = paged_attention(
+            q, kv_pages, page_table, query_start_loc, seq_lens, scale=scale, decode_only=metadata.decode_only
+        )
+        return out, kv_pages
 
     m = metadata
     attended: tuple[jax.Array, jax.Array] = local(
