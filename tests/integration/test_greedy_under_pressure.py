@@ -1,10 +1,12 @@
 """Chunks, preemption, shared pages: greedy tokens still equal those of the original implementation."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jaxserve import LLM
+from jaxserve.engine import build
 from tests.support.recorded_models import (
     EVERY_WAY,
     Recording,
@@ -57,3 +59,14 @@ def test_prefix_hits_and_copies_on_write(cramped: tuple[LLM, Recording]) -> None
     assert tokens(shared) == [greedy]
     assert 0 < shared[0].num_cached_tokens <= len(prompt) // PAGE_SIZE * PAGE_SIZE
     assert llm.core.stats().num_prefix_hit_tokens > 0
+
+
+def test_shapes_for_decoding_alone(compilation_cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "CPU_DEFAULTS", replace(build.CPU_DEFAULTS, split_decode=True))
+    for devices in (1, 2):
+        llm = recorded_llm(
+            "gqa", compilation_cache_dir, tensor_parallel_size=devices, page_size=PAGE_SIZE, num_pages=FEW_PAGES
+        )
+        recording = Recording.of("gqa")
+        assert generate_checked(llm, recording.prompts, greedy_params()) == recording.greedy
+        assert llm.core.stats().num_preemptions > 0

@@ -59,13 +59,17 @@ def test_without_a_seed_requests_differ_and_engines_of_one_seed_agree(compilatio
     assert answers(1) != first
 
 
-def test_stop_tokens_held_back_for_min_tokens_are_not_sampled(llm: LLM, alone: list[list[int]]) -> None:
-    stops = sorted(set(alone[3][:6]))
-    params = PARAMS[3].replace(stop_token_ids=stops, min_tokens=10)
-    answer = generate_checked(llm, [PROMPTS[3]], params)[0]
-    assert len(answer) >= 10 and not set(answer[:10]) & set(stops)
-    unheld = generate_checked(llm, [PROMPTS[3]], params.replace(min_tokens=0))[0]
-    assert unheld == alone[3][:1]
+@pytest.mark.parametrize("first", [0, 5, 12])
+def test_stop_tokens_are_held_back_for_just_min_tokens(llm: LLM, alone: list[list[int]], first: int) -> None:
+    """The first token that is new from here on is made a stop token."""
+    plain = alone[3]
+    index = next(i for i in range(first, len(plain)) if plain[i] not in plain[:i])
+    stop = plain[index]
+    params = PARAMS[3].replace(stop_token_ids=[stop])
+    allowed = generate_checked(llm, [PROMPTS[3]], params.replace(min_tokens=index))[0]
+    held = generate_checked(llm, [PROMPTS[3]], params.replace(min_tokens=index + 1))[0]
+    assert allowed == plain[: index + 1]
+    assert len(held) > index + 1 and held[:index] == plain[:index] and held[index] != stop
 
 
 def test_one_step_at_a_time_gives_what_two_in_flight_give(

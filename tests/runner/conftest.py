@@ -25,12 +25,12 @@ def loaded() -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
-def make_runner(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], ModelRunner]:
+def make_runner(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModelRunner]:
     """A new runner of the same model with an empty pool; its shapes are compiled when first used, and kept."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
-    def make() -> ModelRunner:
+    def make(*, split_decode: bool = False) -> ModelRunner:
         pool = KVPoolSpec(
             num_layers=loaded.config.num_layers,
             num_pages=NUM_PAGES,
@@ -44,7 +44,13 @@ def make_runner(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -
             loaded.weights,
             loaded.mesh,
             pool=pool,
-            buckets=Buckets(max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=64, page_size=PAGE_SIZE, growth=4),
+            buckets=Buckets(
+                max_num_seqs=MAX_NUM_SEQS,
+                max_num_batched_tokens=64,
+                page_size=PAGE_SIZE,
+                growth=4,
+                split_decode=split_decode,
+            ),
             max_num_seqs=MAX_NUM_SEQS,
             max_model_len=MAX_MODEL_LEN,
         )
@@ -53,5 +59,5 @@ def make_runner(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture
-def runner(make_runner: Callable[[], ModelRunner]) -> ModelRunner:
+def runner(make_runner: Callable[..., ModelRunner]) -> ModelRunner:
     return make_runner()

@@ -32,6 +32,23 @@ def test_a_step_runs_in_the_smallest_bucket_that_holds_it() -> None:
             assert bucket.num_tokens == min(count for count in token_counts(buckets) if count >= num_tokens)
 
 
+def test_steps_that_only_decode_have_buckets_of_their_own_where_asked_for() -> None:
+    buckets = Buckets(max_num_seqs=24, max_num_batched_tokens=300, page_size=4, split_decode=True)
+    kind = SamplerKind.GREEDY
+    for num_tokens in range(1, 301):
+        mixed = buckets.pick(num_tokens, kind)
+        assert not mixed.decode_only
+        assert mixed.num_tokens == next(count for count in (64, 128, 256, 300) if count >= num_tokens)
+    for num_tokens in range(1, 25):
+        decode = buckets.pick(num_tokens, kind, decode_only=True)
+        assert decode.decode_only
+        assert decode.num_tokens == decode.num_seqs
+        assert decode.num_tokens == next(count for count in (1, 2, 4, 8, 16, 24) if count >= num_tokens)
+    assert not buckets.largest.decode_only
+    together = Buckets(max_num_seqs=24, max_num_batched_tokens=300, page_size=4)
+    assert together.pick(5, kind, decode_only=True) == together.pick(5, kind)
+
+
 def test_the_largest_bucket_is_the_full_sampler_over_the_whole_budget() -> None:
     largest = Buckets(max_num_seqs=8, max_num_batched_tokens=50, page_size=4).largest
     assert (largest.num_tokens, largest.num_seqs, largest.sampler) == (50, 8, SamplerKind.FULL)

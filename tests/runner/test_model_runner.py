@@ -55,6 +55,21 @@ def test_each_slot_feeds_back_its_own_token(runner: ModelRunner) -> None:
     assert [list(column) for column in zip(*steps, strict=True)] == [SHORT_GREEDY[:9], LONG_GREEDY[:9]]
 
 
+def test_shapes_for_decoding_alone_give_the_same_tokens(make_runner: Callable[..., ModelRunner]) -> None:
+    """Three sequences in a shape of four, a prompt of one token among them."""
+    runner = make_runner(split_decode=True)
+    run(runner, 0, Entry(3, 0, SHORT, pages(1, 30), GREEDY), Entry(0, 0, LONG[:-1], pages(20, 64), GREEDY))
+    one, one_greedy = RECORDING.prompts[0], RECORDING.greedy[0]
+    last = Entry(0, len(LONG) - 1, LONG[-1:])
+    steps = [run(runner, 1, last, Entry(1, 0, one, pages(50, 25), GREEDY), Entry(3, len(SHORT)))]
+    for i in range(8):
+        entries = [Entry(slot, start + i) for slot, start in ((0, len(LONG)), (1, 1), (3, len(SHORT) + 1))]
+        steps.append(run(runner, 2 + i, *entries))
+    expected = [LONG_GREEDY[:9], one_greedy[:9], SHORT_GREEDY[1:10]]
+    assert [list(column) for column in zip(*steps, strict=True)] == expected
+    assert {bucket.num_tokens for bucket in runner._steps if bucket.decode_only} == {4}
+
+
 def test_a_prompt_in_chunks_gives_the_token_of_the_whole_one(runner: ModelRunner) -> None:
     run(runner, 0, Entry(1, 0, LONG[:13], pages(1, 13), GREEDY))
     run(runner, 1, Entry(1, 13, LONG[13:30], pages(1, 30, start=4)))
@@ -156,7 +171,7 @@ def test_a_slot_forgets_the_parameters_of_its_last_owner(runner: ModelRunner) ->
     assert again == [SHORT_GREEDY[:1]] * 2
 
 
-def test_sampled_tokens_are_the_same_alone_and_beside_others(make_runner: Callable[[], ModelRunner]) -> None:
+def test_sampled_tokens_are_the_same_alone_and_beside_others(make_runner: Callable[..., ModelRunner]) -> None:
     params = SamplingParams(temperature=1.5)
 
     def tokens(*, beside_others: bool) -> list[int]:
