@@ -1,0 +1,215 @@
+#!/usr/bin/env python3
+"""Compiles the kernels and the real step for an H200, without a GPU, and fails where the result is not what it must be.
+
+    uv run --with jax-triton==0.4.1 --with jax-cuda13-plugin==0.11.2 --with jax-cuda13-pjrt==0.11.2 \\
+        --with nvidia-cuda-nvcc --with nvidia-nvvm scripts/compile_gate.py
+
+Kernels: no register spilled to memory; wgmma, Hopper's matrix instruction, in the prefill kernel of 16-bit inputs; keys
+and values fetched ahead by cp.async. Steps: all of the KV pool written in place and none of it copied, everything in
+one command buffer (CUDA graph), the kernels' work laid out once and not in each layer. There is no autotuning in it, so
+it says nothing of which matrix kernels the GPU would choose. Takes about a minute.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+DUMP = tempfile.TemporaryDirectory()
+os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={DUMP.name} --xla_dump_hlo_as_text"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+from flax import nnx  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
+from jax_triton import triton_lib  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: E402
+
+from jaxserve.models.config import ModelConfig  # noqa: E402
+from jaxserve.models.llama import Llama  # noqa: E402
+from jaxserve.runner.buckets import Bucket, Buckets, SamplerKind  # noqa: E402
+from jaxserve.runner.kv_pool import KVPoolSpec  # noqa: E402
+from jaxserve.runner.model_runner import StepCompiler  # noqa: E402
+from jaxserve.sharding import make_mesh  # noqa: E402
+from pallas_kernels.paged_attention import api  # noqa: E402
+from pallas_kernels.paged_attention.arg_specs import HEADS, HeadSpec  # noqa: E402
+from pallas_kernels.paged_attention.triton import paged_attention_triton  # noqa: E402
+
+NUM_LAYERS = 4
+MODEL = ModelConfig(
+    architecture="LlamaForCausalLM",
+    vocab_size=8192,
+    hidden_size=1024,
+    num_layers=NUM_LAYERS,
+    num_query_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    intermediate_size=2048,
+)
+# (tokens, decode only) of the buckets that are compiled.
+STEPS = ((1, True), (256, True), (512, False), (8192, False))
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """A Triton kernel as XLA gets it."""
+
+    name: str
+    ptx: str
+    shared_bytes: int
+
+    def spilled_bytes(self) -> int:
+        """Bytes that the assembler had to keep in memory for want of registers."""
+        ptxas = next(Path(sys.prefix).glob("lib/python3*/site-packages/nvidia/*/bin/ptxas"))
+        with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+            file.write(self.ptx)
+            file.flush()
+            command = [str(ptxas), "-v", "--gpu-name", "sm_90a", "-o", os.devnull, file.name]
+            report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        return sum(map(int, re.findall(r"(\d+) bytes spill", report)))
+
+
+def h200(num_devices: int) -> Mesh:
+    topology = topologies.get_topology_desc(
+        platform="cuda",
+        topology_name="h200",
+        target_config=(ROOT / "tests" / "data" / "h200.txtpb").read_text(),
+        topology=f"1x1x{num_devices}",
+    )
+    return make_mesh(num_devices, topology.devices)
+
+
+@contextmanager
+def recorded_kernels() -> Iterator[list[CompiledKernel]]:
+    """Lets jax_triton compile for compute capability 9.0, and collects what it compiles."""
+    kernels: list[CompiledKernel] = []
+    compile_ttir = triton_lib.compile_ttir_inplace
+
+    def compile_and_record(*args: Any) -> Any:
+        result = compile_ttir(*args)
+        kernels.append(CompiledKernel(result.name, result.binary, result.shared_mem_bytes))
+        return result
+
+    with (
+        mock.patch.object(triton_lib, "compile_ttir_inplace", compile_and_record),
+        mock.patch.object(triton_lib.triton_kernel_call_lib, "get_compute_capability", lambda device: 90),
+    ):
+        yield kernels
+
+
+def check_kernels(mesh: Mesh, heads: HeadSpec, dtype: str) -> list[str]:
+    """What is wrong with the kernels for one shape of heads."""
+    k, g, h = heads.num_kv_heads, heads.group, heads.head_dim
+
+    def abstract(shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    problems = []
+    for num_tokens in (64, 8192):
+        args = (
+            abstract((num_tokens, k, g, h), dtype),
+            abstract((1000, 2, 16, k, h), dtype),
+            abstract((64, 256), "int32"),
+            abstract((65,), "int32"),
+            abstract((64,), "int32"),
+        )
+        with recorded_kernels() as kernels:
+            jax.jit(lambda *a: paged_attention_triton(*a, scale=h**-0.5)).trace(*args).lower()
+        for kernel in kernels:
+            spilled = kernel.spilled_bytes()
+            where = f"{kernel.name}, {heads}, {dtype}, {num_tokens} tokens"
+            print(f"{where}: {kernel.shared_bytes} bytes shared, {spilled} spilled", flush=True)
+            if spilled:
+                problems.append(f"{where}: {spilled} bytes spilled")
+            if "cp.async" not in kernel.ptx:
+                problems.append(f"{where}: no cp.async")
+            if kernel.name == "prefill_kernel" and dtype != "float32" and "wgmma.mma_async" not in kernel.ptx:
+                problems.append(f"{where}: no wgmma")
+    return problems
+
+
+class AbstractModel:
+    """A model of shapes only, for StepCompiler."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        model = Llama(MODEL, mesh, param_dtype="bfloat16", max_model_len=4096)
+        self._graphdef, state = nnx.split(model)
+        leaves, self._treedef = jax.tree.flatten(state)
+        self.weights = tuple(leaves)
+
+    def merge(self, weights: Any) -> Llama:
+        return nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, weights))
+
+
+def check_step(mesh: Mesh, bucket: Bucket) -> list[str]:
+    """What is wrong with the executable of one bucket."""
+    pool = KVPoolSpec(NUM_LAYERS, 30011, 16, MODEL.num_kv_heads, MODEL.head_dim, jnp.dtype("bfloat16"))
+    model = AbstractModel(mesh)
+    for old in Path(DUMP.name).iterdir():
+        old.unlink()
+    with (
+        recorded_kernels(),
+        mock.patch.object(api, "TRITON_BY_DEFAULT", True),
+        mock.patch.object(api, "_triton_can_run", lambda: True),
+    ):
+        step: Any = StepCompiler(model, model.weights, mesh, pool, 256, 256).compile(bucket)
+    pool_bytes = pool.num_pages * pool.page_bytes
+    memory = step.memory_analysis()
+    text = step.as_text()
+    thunks = next(Path(DUMP.name).glob("*run_step*thunk_sequence_after_thunk_passes.txt")).read_text().splitlines()
+    outside = [line for line in thunks if line[:1].isdigit()]
+    calls = text.count('custom_call_target="triton_kernel_call_ffi"')
+    print(f"{bucket}: {len(thunks)} thunks, {calls} Triton calls, {memory.temp_size_in_bytes} bytes of temporaries")
+
+    problems = []
+    if memory.alias_size_in_bytes < pool_bytes:
+        problems.append(f"only {memory.alias_size_in_bytes} bytes written in place; the pool has {pool_bytes}")
+    if memory.temp_size_in_bytes >= pool_bytes // NUM_LAYERS:
+        problems.append(f"{memory.temp_size_in_bytes} bytes of temporaries would hold a layer's pool")
+    if re.search(rf"= bf16\[{pool.num_pages},\S* copy\(", text):
+        problems.append("the pool is copied")
+    if len(outside) != 1 or "kCommandBuffer" not in outside[0]:
+        problems.append(f"not one command buffer, but {[line[5:40].strip() for line in outside[:8]]}")
+    if calls != NUM_LAYERS * (1 if bucket.decode_only else 2):
+        problems.append(f"{calls} Triton calls in {NUM_LAYERS} layers")
+    # The sixth operand says which sequence each program works for: one array for each of the kernels.
+    operands = re.findall(r' custom-call\(([^)]*)\), custom_call_target="triton_kernel_call_ffi"', text)
+    plans = {names.split(", ")[5] for names in operands}
+    if len(plans) != calls // NUM_LAYERS:
+        problems.append(f"work is laid out {len(plans)} times: {sorted(plans)}")
+    return [f"{bucket}: {problem}" for problem in problems]
+
+
+def main() -> int:
+    mesh = h200(1)
+    problems = []
+    for name, heads in HEADS.items():
+        problems += check_kernels(mesh, heads, "bfloat16")
+        if name in ("llama-3-8b", "gemma-2-9b"):
+            problems += check_kernels(mesh, heads, "float32")
+    buckets = {
+        (b.num_tokens, b.decode_only): b
+        for b in Buckets(max_num_seqs=256, max_num_batched_tokens=8192, page_size=16, split_decode=True)
+        if b.sampler is SamplerKind.GREEDY
+    }
+    for step in STEPS:
+        problems += check_step(mesh, buckets[step])
+    for problem in problems:
+        print(f"FAIL {problem}")
+    print("compiled as it must" if not problems else f"{len(problems)} problems")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
