@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from jaxserve import LLM, RequestOutput, SamplingParams
 from jaxserve.request import RequestUpdate
@@ -26,8 +25,6 @@ CASES = (
     "sharded",
     "mistral",
 )
-# (case, number of devices), as parameters of a test.
-EVERY_WAY = [pytest.param((case, devices), id=f"{case}-{devices}dev") for case in CASES for devices in (1, 2, 4)]
 NUM_GREEDY = 24
 MAX_MODEL_LEN = 72  # the longest prompt and its continuation, and a few tokens more
 
