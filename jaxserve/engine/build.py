@@ -108,6 +108,7 @@ def build_core(
     )
     if config.compile_ahead:
         runner.compile_ahead(on_progress)
+    runner.allocate()
     tokenizer_dir = None if config.skip_tokenizer_init else str(resolve_model(config.tokenizer or config.model))
     info = EngineInfo(
         model_name=config.model_name,

@@ -59,8 +59,9 @@ class EngineClient:
         self.info: EngineInfo | None = None
         self._death = EngineDeadError("the engine has failed; the server must be restarted")
         self._listeners: list[Callable[[EngineState], None]] = []
-        self._context = zmq.asyncio.Context()
-        self._socket: zmq.asyncio.Socket = self._context.socket(zmq.DEALER)
+        # The process's own context, which is never ended: ending one waits for every socket to be closed, and would
+        # hang where a client was dropped without `close`.
+        self._socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         self._tags = itertools.count()
         self._streams: dict[int, RequestStream] = {}
         self._request_ids: set[str] = set()
@@ -167,7 +168,6 @@ class EngineClient:
             self._socket.disable_monitor()
             self._monitor.close(linger=0)
         self._socket.close()
-        self._context.term()
 
     def _set_state(self, state: EngineState) -> None:
         self.state = state

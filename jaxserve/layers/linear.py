@@ -85,5 +85,8 @@ class OutputProjection(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, K, G, H] to [T, D], summed over the devices."""
-        out = constrain(project("tkgh,dkgh->td", x, self.weight[...]), self.mesh)
+        # One contracted axis: with three, XLA transposes both sides before the product.
+        weight = self.weight[...]
+        out = project("tf,df->td", x.reshape(x.shape[0], -1), weight.reshape(weight.shape[0], -1))
+        out = constrain(out, self.mesh)
         return out if self.bias is None else out + self.bias[...]

@@ -49,7 +49,7 @@ class ModelRunner:
         model: the loaded model; merges weights into modules.
         weights: its arrays, on the mesh.
         mesh: the devices.
-        pool: shape of the KV pool, allocated here.
+        pool: shape of the KV pool.
         buckets: the shapes to run in.
         max_num_seqs: number of slots.
         max_model_len: most tokens of a sequence.
@@ -79,20 +79,28 @@ class ModelRunner:
         max_pages = -(-max_model_len // pool.page_size)
         self._compiler = StepCompiler(model, weights, mesh, pool, max_num_seqs, max_pages)
         self._steps: dict[Bucket, Step] = {}
-        self._kv_pages = pool.allocate(mesh)
+        self._mesh, self._pool = mesh, pool
+        self._kv_pages: KVPages = ()
         self._state = DeviceState(
             *(jax.device_put(np.zeros(a.shape, a.dtype), self._replicated) for a in self._compiler.abstract_state)
         )
 
+    def allocate(self) -> None:
+        """Take the pool's memory, if that was not done yet. What compiles before has that memory to try kernels in."""
+        if not self._kv_pages:
+            self._kv_pages = self._pool.allocate(self._mesh)
+
     def compile_ahead(self, on_progress: ProgressCallback = no_progress) -> None:
         """Compile every bucket in parallel threads and run each once on padding, so that serving never waits for it."""
         self._steps.update(compile_all(list(self._buckets), self._compiler.compile, on_progress))
+        self.allocate()
         for bucket in self._buckets:
             self._call(bucket, self._batch.pack(StepPlan(step_id=0), bucket))
         jax.block_until_ready(self._state)
 
     def dispatch(self, plan: StepPlan) -> DispatchedStep:
         """Start a step; returns without waiting for the device."""
+        self.allocate()
         self._batch.assign(plan.new_slots)
         self._copy_pages(plan.page_copies)
         num_tokens = plan.num_tokens

@@ -11,8 +11,8 @@ from pallas_kernels.paged_attention.reference import paged_attention_reference
 
 Implementation = Literal["reference", "triton"]
 
-# Whether None may pick the Triton kernels where they can run. False until they have been checked on a GPU.
-TRITON_BY_DEFAULT = False
+# Whether None may pick the Triton kernels where they can run.
+TRITON_BY_DEFAULT = True
 
 
 def paged_attention(

@@ -257,7 +257,7 @@ async def test_a_full_queue_is_resource_exhausted_with_a_delay(tokenizer_dir: Pa
             asyncio.ensure_future(server.stub.Generate(pb.GenerateRequest(text="a", stopping=Stopping(max_tokens=3))))
             for _ in range(8)
         ]
-        while server.engine.num_requests < 8:
+        while server.engine.num_requests + sum(call.done() for call in calls) < 8:
             await asyncio.sleep(0.005)
         runner.open()
         results = await asyncio.gather(*calls, return_exceptions=True)
