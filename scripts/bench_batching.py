@@ -176,11 +176,12 @@ def main() -> None:
     parser.add_argument("--pool-contexts", type=int, default=6, help="whole contexts that fit the pool (default: 6)")
     parser.add_argument("--max-num-seqs", type=int, default=32, help="most requests in the batch (default: 32)")
     parser.add_argument("--max-num-batched-tokens", type=int, default=512, help="token budget a step (default: 512)")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs/benchmarks/batching", help="path without suffix")
+    parser.add_argument("--output", type=Path, help="path without suffix (default: docs/benchmarks/batching-PLATFORM)")
     parser.add_argument("--no-plot", action="store_true", help="leave out the PNG, which needs matplotlib")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_args()
 
+    output = args.output or ROOT / f"docs/benchmarks/batching-{jax.default_backend()}"
     page_size = 16
     max_model_len = round(2048 * args.scale)
     pages = args.pool_contexts * -(-max_model_len // page_size)
@@ -207,10 +208,10 @@ def main() -> None:
         "pool_tokens": pages * page_size,
         "results": [{k: v for k, v in dataclasses.asdict(r).items() if k != "running_over_time"} for r in results],
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
     if not args.no_plot:
-        plot(results, args.output.with_suffix(".png"))
+        plot(results, output.with_suffix(".png"))
     if args.json:
         print(json.dumps(record))
     else:

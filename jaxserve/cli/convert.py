@@ -15,7 +15,7 @@ def run(args: argparse.Namespace) -> int:
         convert(
             resolve_model(args.source),
             Path(args.target),
-            on_progress=lambda done, total: report("Writing tensors (bytes)", done, total),
+            on_progress=lambda done, total: report("Writing tensors (MiB)", done >> 20, total >> 20),
         )
     print(f"wrote {args.target}; serve it with: jaxserve serve {args.target}")
     return 0

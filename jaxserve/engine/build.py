@@ -85,7 +85,7 @@ def build_core(
         load_format=config.load_format,
         max_model_len=max_model_len,
         seed=config.seed,
-        on_progress=lambda done, total: on_progress("Loading weights (bytes)", done, total),
+        on_progress=lambda done, total: on_progress("Loading weights (MiB)", done >> 20, total >> 20),
     )
     max_num_seqs = scheduler_config.max_num_seqs
     buckets = Buckets(
