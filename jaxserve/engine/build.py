@@ -109,29 +109,35 @@ def build_core(
     if config.compile_ahead:
         runner.compile_ahead(on_progress)
     runner.allocate()
+    scheduler = Scheduler(scheduler_config, model_config.eos_token_ids)
+    return EngineCore(scheduler, runner), _engine_info(config, loaded, scheduler_config)
+
+
+def _engine_info(config: EngineConfig, loaded: LoadedModel, scheduler_config: SchedulerConfig) -> EngineInfo:
+    """What front ends are told."""
     tokenizer_dir = None if config.skip_tokenizer_init else str(resolve_model(config.tokenizer or config.model))
-    info = EngineInfo(
+    model_config = loaded.config
+    return EngineInfo(
         model_name=config.model_name,
         architecture=model_config.architecture,
         dtype=loaded.dtype,
         limits=ModelLimits(
             vocab_size=model_config.vocab_size,
-            max_model_len=max_model_len,
+            max_model_len=scheduler_config.max_model_len,
             eos_token_ids=model_config.eos_token_ids,
         ),
         num_parameters=_num_parameters(model_config),
-        num_pages=pool.num_pages - 1,
+        num_pages=scheduler_config.num_pages - 1,
         page_size=config.page_size,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=buckets.largest.num_tokens,
+        max_num_seqs=scheduler_config.max_num_seqs,
+        max_num_batched_tokens=scheduler_config.max_num_batched_tokens,
         max_num_queued_requests=config.max_num_queued_requests,
         scheduling_policy=config.scheduling_policy,
         tensor_parallel_size=config.tensor_parallel_size,
-        device_kind=mesh.devices.flat[0].device_kind,
+        device_kind=loaded.mesh.devices.flat[0].device_kind,
         tokenizer_dir=tokenizer_dir,
         version=jaxserve.__version__,
     )
-    return EngineCore(Scheduler(scheduler_config, model_config.eos_token_ids), runner), info
 
 
 def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
