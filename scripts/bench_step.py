@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
@@ -97,9 +98,9 @@ class StepBench:
         return {"case": f"trace of {len(lengths)}", "output_tok_s": outputs / seconds, "seconds": seconds}
 
     def _step_bytes(self, batch: int, context: float) -> float:
-        info, runner_pool = self._llm.info, self._llm.core.runner
-        token_bytes = runner_pool.page_bytes / info.page_size  # type: ignore[attr-defined]
-        weight_bytes = info.num_parameters * jax.numpy.dtype(info.dtype).itemsize
+        info = self._llm.info
+        token_bytes: float = self._llm.core.runner.page_bytes / info.page_size  # type: ignore[attr-defined]
+        weight_bytes = info.num_parameters * jnp.dtype(info.dtype).itemsize
         return weight_bytes + batch * context * token_bytes
 
 
