@@ -4,7 +4,7 @@ import numpy as np
 
 from jaxserve.request import MAX_STOP_TOKEN_IDS
 from jaxserve.runner.buckets import Bucket, SamplerKind
-from jaxserve.runner.packing import PackedLayout, packed_layout
+from jaxserve.runner.packing import packed_layout
 from jaxserve.step import SlotAssignment, StepPlan
 
 # Past every vocabulary: the device drops it.
@@ -24,7 +24,6 @@ class InputBatch:
         self._ints = {name: np.zeros(max_num_seqs, np.int32) for name in ("top_k", "seed_high", "seed_low")}
         self._suppressed_ids = np.full((max_num_seqs, MAX_STOP_TOKEN_IDS), _NO_TOKEN, np.int32)
         self._samples = np.zeros(max_num_seqs, np.bool_)
-        self._layouts: dict[Bucket, PackedLayout] = {}
 
     def assign(self, slots: list[SlotAssignment]) -> None:
         """Remember the parameters of requests that enter the batch."""
@@ -50,7 +49,7 @@ class InputBatch:
 
     def pack(self, plan: StepPlan, bucket: Bucket) -> np.ndarray:
         """The packed array [layout.size] int32 of a step whose page-table updates fit the bucket."""
-        layout = self._layouts.setdefault(bucket, packed_layout(bucket))
+        layout = packed_layout(bucket)
         packed = np.zeros(layout.size, np.int32)
         fields = layout.views(packed)
         num_seqs = len(plan.slots)

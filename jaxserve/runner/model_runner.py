@@ -1,6 +1,6 @@
 """ModelRunner: keeps weights, pool and state on the devices, and starts one compiled step after the other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -126,26 +126,27 @@ class ModelRunner:
         return sampled
 
     def _copy_pages(self, copies: list[tuple[int, int]]) -> None:
-        for start in range(0, len(copies), _COPIES_A_CALL):
-            pairs = np.full((2, _COPIES_A_CALL), self._num_pages, np.int32)
-            part = np.array(copies[start : start + _COPIES_A_CALL], np.int32).T
-            pairs[:, : part.shape[1]] = part
-            self._kv_pages = self._compiler.copy_pages(
-                self._kv_pages, np.minimum(pairs[0], self._num_pages - 1), pairs[1]
-            )
+        for sources, targets in _columns(copies, _COPIES_A_CALL, padding=self._num_pages):
+            # Padding copies the last page to nowhere.
+            sources = np.minimum(sources, self._num_pages - 1)
+            self._kv_pages = self._compiler.copy_pages(self._kv_pages, sources, targets)
 
     def _upload_surplus_pages(self, plan: StepPlan, limit: int) -> StepPlan:
         """Send page-table entries beyond what the bucket carries ahead of the step (a long prompt's cached prefix)."""
         surplus = plan.page_table_updates[limit:]
-        for start in range(0, len(surplus), _UPDATES_A_CALL):
-            columns = np.full((3, _UPDATES_A_CALL), self._num_slots, np.int32)
-            part = np.array(surplus[start : start + _UPDATES_A_CALL], np.int32).T
-            columns[:, : part.shape[1]] = part
+        for columns in _columns(surplus, _UPDATES_A_CALL, padding=self._num_slots):
             page_table = self._compiler.update_page_table(self._state.page_table, *columns)
             self._state = DeviceState(self._state.last_tokens, page_table)
         if surplus:
             plan.page_table_updates = plan.page_table_updates[:limit]
         return plan
+
+
+def _columns(rows: Sequence[tuple[int, ...]], size: int, *, padding: int) -> Iterator[np.ndarray]:
+    """Tuples of n numbers as arrays [n, size] int32, the last one padded."""
+    for start in range(0, len(rows), size):
+        part = np.array(rows[start : start + size], np.int32).T
+        yield np.pad(part, ((0, 0), (0, size - part.shape[1])), constant_values=padding)
 
 
 class StepCompiler:

@@ -3,7 +3,10 @@
 One array a step, because each argument costs host time and a changed address re-records the step's CUDA graph.
 """
 
+import itertools
+import math
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import jax
 import jax.numpy as jnp
@@ -21,34 +24,38 @@ class PackedLayout:
 
     fields: tuple[tuple[str, tuple[int, ...]], ...]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Entries of the packed array."""
-        return sum(int(np.prod(shape)) for _, shape in self.fields)
+        return sum(math.prod(shape) for _, shape in self.fields)
+
+    @cached_property
+    def _places(self) -> tuple[tuple[str, slice, tuple[int, ...]], ...]:
+        """Each field's name, where it lies in the array, and its shape."""
+        ends = itertools.accumulate(math.prod(shape) for _, shape in self.fields)
+        return tuple(
+            (name, slice(end - math.prod(shape), end), shape)
+            for (name, shape), end in zip(self.fields, ends, strict=True)
+        )
 
     def views(self, packed: np.ndarray) -> dict[str, np.ndarray]:
         """Each field as a writable view into the host array [size] int32; float fields as float32."""
-        views, start = {}, 0
-        for name, shape in self.fields:
-            size = int(np.prod(shape))
-            view = packed[start : start + size].reshape(shape)
-            views[name] = view.view(np.float32) if name in _FLOAT_FIELDS else view
-            start += size
-        return views
+        views = {name: packed[place].reshape(shape) for name, place, shape in self._places}
+        return {name: view.view(np.float32) if name in _FLOAT_FIELDS else view for name, view in views.items()}
 
     def unpack(self, packed: jax.Array) -> dict[str, jax.Array]:
         """Each field of the device array [size] int32; float fields as float32."""
+        pieces = {name: packed[place].reshape(shape) for name, place, shape in self._places}
+        fields = {
+            name: jax.lax.bitcast_convert_type(piece, jnp.float32) if name in _FLOAT_FIELDS else piece
+            for name, piece in pieces.items()
+        }
         # The barrier makes the pieces values of their own: without it XLA hands the whole array to every kernel that
         # reads a piece, and each is re-recorded when the array's address changes.
-        fields, start = {}, 0
-        for name, shape in self.fields:
-            size = int(np.prod(shape))
-            piece = packed[start : start + size].reshape(shape)
-            fields[name] = jax.lax.bitcast_convert_type(piece, jnp.float32) if name in _FLOAT_FIELDS else piece
-            start += size
         return jax.lax.optimization_barrier(fields)  # type: ignore[no-any-return]
 
 
+@cache
 def packed_layout(bucket: Bucket) -> PackedLayout:
     """The fields of a bucket's packed array.
 
