@@ -19,8 +19,9 @@ from jaxserve.client.channel import (
     health_of,
 )
 from jaxserve.client.errors import DeadlineExceededError, RpcError, UnavailableError, from_rpc_error
-from jaxserve.client.requests import ChatMessage, Prompt, generation, generation_request, tokenize_request
+from jaxserve.client.requests import ChatMessage, generation, generation_request, tokenize_request
 from jaxserve.client.retry import Attempts, RetryPolicy
+from jaxserve.prompt import Prompt
 from jaxserve.request import RequestOutput, SamplingParams
 from jaxserve.v1 import generate_pb2, inference_pb2, inference_pb2_grpc
 

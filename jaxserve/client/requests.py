@@ -7,20 +7,9 @@ from typing import Any, TypedDict
 from google.protobuf.message import Message
 
 from jaxserve.errors import InvalidRequestError
+from jaxserve.prompt import Prompt, read_prompt
 from jaxserve.request import SamplingParams
 from jaxserve.v1 import generate_pb2, inference_pb2, options_pb2, prompt_pb2
-
-
-class TextPrompt(TypedDict):
-    """A prompt as text."""
-
-    prompt: str
-
-
-class TokensPrompt(TypedDict):
-    """A prompt as token ids."""
-
-    prompt_token_ids: Sequence[int]
 
 
 class ChatMessage(TypedDict):
@@ -29,8 +18,6 @@ class ChatMessage(TypedDict):
     role: str
     content: str
 
-
-Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "n")
 _PENALTIES = ("presence_penalty", "frequency_penalty", "repetition_penalty")
@@ -79,21 +66,8 @@ def generation(
         raise TypeError(f"unknown sampling parameters: {', '.join(sorted(unknown))}")
     if overrides:
         params = params.replace(**overrides)
-    text, token_ids = (None, None) if prompt is None else _split_prompt(prompt)
+    text, token_ids = (None, None) if prompt is None else read_prompt(prompt)
     return Generation(text=text, token_ids=token_ids, messages=messages, params=params, **fields)
-
-
-def _split_prompt(prompt: Prompt) -> tuple[str | None, Sequence[int] | None]:
-    if isinstance(prompt, str):
-        return prompt, None
-    if isinstance(prompt, dict):
-        given: dict[str, Any] = dict(prompt)
-        if "prompt_token_ids" in given:
-            return None, given["prompt_token_ids"]
-        if "prompt" in given:
-            return given["prompt"], None
-        raise InvalidRequestError("prompt", "a dictionary must hold `prompt` or `prompt_token_ids`")
-    return None, prompt
 
 
 def generation_request[M: (generate_pb2.GenerateRequest, generate_pb2.GenerateStreamRequest)](

@@ -13,11 +13,9 @@ from jaxserve.engine.offline_request import OfflineRequest
 from jaxserve.errors import InvalidRequestError
 from jaxserve.model_directory import resolve_model
 from jaxserve.progress import ProgressCallback, no_progress, progress_bars
+from jaxserve.prompt import Prompt, read_prompt
 from jaxserve.request import Request, RequestOutput, SamplingParams, validate_request
 from jaxserve.tokenizer import Tokenizer
-
-Prompt = str | Sequence[int] | Mapping[str, Any]
-PROMPT_KEYS = frozenset({"prompt", "prompt_token_ids"})
 
 
 class LLM:
@@ -132,7 +130,7 @@ class LLM:
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def _prepare(self, prompt: Prompt, params: SamplingParams, priority: int) -> OfflineRequest:
-        text, token_ids = _read_prompt(prompt)
+        text, token_ids = read_prompt(prompt)
         if token_ids is None:
             token_ids = self.get_tokenizer().encode(text or "")
         if self._tokenizer is None and params.stop_strings:
@@ -184,31 +182,3 @@ def _for_each[T](given: T | Sequence[T] | None, count: int, default: T, name: st
     if len(given) != count:
         raise InvalidRequestError(name, f"there are {count} prompts but {len(given)} entries; give one for each")
     return list(given)
-
-
-def _read_prompt(prompt: Prompt) -> tuple[str | None, list[int] | None]:
-    """A prompt's text and token ids; exactly one of them is None."""
-    if isinstance(prompt, Mapping):
-        unknown = set(prompt) - PROMPT_KEYS
-        if unknown or len(prompt) != 1:
-            raise InvalidRequestError(
-                "prompt", f"must have either `prompt` or `prompt_token_ids`, got the keys {list(prompt)}"
-            )
-        if "prompt_token_ids" in prompt:
-            return None, _read_token_ids("prompt_token_ids", prompt["prompt_token_ids"])
-        prompt = prompt["prompt"]
-        if not isinstance(prompt, str):
-            raise InvalidRequestError("prompt", f"must be text, got {prompt!r}")
-    if isinstance(prompt, str):
-        return prompt, None
-    return None, _read_token_ids("prompt", prompt)
-
-
-def _read_token_ids(field: str, ids: object) -> list[int]:
-    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
-        raise InvalidRequestError(field, f"must be a list of token ids, got {ids!r}")
-    listed = list(ids)
-    for i, token in enumerate(listed):
-        if not isinstance(token, Integral):
-            raise InvalidRequestError(f"{field}[{i}]", f"must be a token id, got {token!r}")
-    return [int(token) for token in listed]
