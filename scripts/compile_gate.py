@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -42,9 +43,9 @@ from jaxserve.runner.buckets import Bucket, Buckets, SamplerKind  # noqa: E402
 from jaxserve.runner.kv_pool import KVPoolSpec  # noqa: E402
 from jaxserve.runner.model_runner import StepCompiler  # noqa: E402
 from jaxserve.sharding import make_mesh  # noqa: E402
+from pallas_kernels.cached_attention import cached_attention  # noqa: E402
 from pallas_kernels.paged_attention import api  # noqa: E402
 from pallas_kernels.paged_attention.arg_specs import HEADS, HeadSpec  # noqa: E402
-from pallas_kernels.paged_attention.triton import paged_attention_triton  # noqa: E402
 
 NUM_LAYERS = 4
 MODEL = ModelConfig(
@@ -118,21 +119,25 @@ def check_kernels(mesh: Mesh, heads: HeadSpec, dtype: str) -> list[str]:
     problems = []
     for num_tokens in (64, 8192):
         args = (
-            abstract((num_tokens, k, g, h), dtype),
+            abstract((num_tokens, k, g + 2, h), dtype),
+            abstract((num_tokens, 2, h // 2), "float32"),
             abstract((1000, 2, 16, k, h), dtype),
+            abstract((num_tokens,), "int32"),
             abstract((64, 256), "int32"),
             abstract((65,), "int32"),
             abstract((64,), "int32"),
         )
         with recorded_kernels() as kernels:
-            jax.jit(lambda *a: paged_attention_triton(*a, scale=h**-0.5)).trace(*args).lower()
+            for decode_only in {num_tokens == 64, False}:
+                attend = partial(cached_attention, scale=h**-0.5, decode_only=decode_only, implementation="triton")
+                jax.jit(attend).trace(*args).lower()
         for kernel in kernels:
             spilled = kernel.spilled_bytes()
             where = f"{kernel.name}, {heads}, {dtype}, {num_tokens} tokens"
             print(f"{where}: {kernel.shared_bytes} bytes shared, {spilled} spilled", flush=True)
             if spilled:
                 problems.append(f"{where}: {spilled} bytes spilled")
-            if "cp.async" not in kernel.ptx:
+            if "cp.async" not in kernel.ptx and kernel.name != "rotate_and_write_kernel":
                 problems.append(f"{where}: no cp.async")
             if kernel.name == "prefill_kernel" and dtype != "float32" and "wgmma.mma_async" not in kernel.ptx:
                 problems.append(f"{where}: no wgmma")
@@ -181,12 +186,12 @@ def check_step(mesh: Mesh, bucket: Bucket) -> list[str]:
         problems.append("the pool is copied")
     if len(outside) != 1 or "kCommandBuffer" not in outside[0]:
         problems.append(f"not one command buffer, but {[line[5:40].strip() for line in outside[:8]]}")
-    if calls != NUM_LAYERS * (1 if bucket.decode_only else 2):
+    if calls != NUM_LAYERS * (1 if bucket.decode_only else 3):
         problems.append(f"{calls} Triton calls in {NUM_LAYERS} layers")
-    # The sixth operand says which sequence each program works for: one array for each of the kernels.
+    # An operand says which sequence each program works for: one array for each of the kernels that attend.
     operands = re.findall(r' custom-call\(([^)]*)\), custom_call_target="triton_kernel_call_ffi"', text)
-    plans = {names.split(", ")[5] for names in operands}
-    if len(plans) != calls // NUM_LAYERS:
+    plans = {names.split(", ")[4 if bucket.decode_only else 5] for names in operands if names.count(", ") > 4}
+    if len(plans) != (1 if bucket.decode_only else 2):
         problems.append(f"work is laid out {len(plans)} times: {sorted(plans)}")
     return [f"{bucket}: {problem}" for problem in problems]
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxserve.sharding import TENSOR_AXIS
-from pallas_kernels.kv_cache_update import kv_cache_update
-from pallas_kernels.paged_attention import paged_attention
+from pallas_kernels.cached_attention import cached_attention
 
 
 @jax.tree_util.register_dataclass
@@ -49,49 +49,49 @@ def attend(
     *,
     mesh: Mesh,
     scale: float,
+    cos_sin: jax.Array | None = None,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    alibi_slopes: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Write a step's keys and values into one layer's pages, then attend over them.
+    """Rotate a step's queries and keys, write its keys and values into one layer's pages, attend over them.
 
     Args:
-        q: [T, K, G, H] rotated queries, grouped by kv head.
-        k: [T, K, H] rotated keys.
+        q: [T, K, G, H] queries, grouped by kv head.
+        k: [T, K, H] keys.
         v: [T, K, H] values.
         kv_pages: [P, 2, page_size, K, H] the layer's pages.
         metadata: where the tokens lie.
         mesh: the devices; K must divide by the size of its tensor axis.
         scale: factor on the scores.
+        cos_sin: [T, 2, R / 2] float32, the rows of `rope_table` at the tokens' positions; the first R of each head are
+            rotated. None rotates nothing.
+        window: keys that each query sees, its own included; None is all.
+        soft_cap: c in c * tanh(score / c); None leaves scores as they are.
+        alibi_slopes: [K, G] float32, split over K like the heads; None adds no bias.
 
     Returns:
         The attended values [T, K, G, H] and the pages with the step's tokens in them.
     """
     heads = P(None, TENSOR_AXIS)
-    everywhere = P()
+    whole = P()
+    m = metadata
+    # Where q, k and v are pieces of one product, XLA sees that this is the product itself, and copies nothing.
+    qkv = jnp.concatenate([q, k[:, :, None], v[:, :, None]], axis=2)
+    cached = partial(cached_attention, scale=scale, window=window, soft_cap=soft_cap, decode_only=metadata.decode_only)
 
     @partial(
         jax.shard_map,
         mesh=mesh,
-        in_specs=(heads, heads, heads, KV_PAGES_SPEC, everywhere, everywhere, everywhere, everywhere),
+        in_specs=(heads, whole, KV_PAGES_SPEC, whole, whole, whole, whole, P(TENSOR_AXIS)),
         out_specs=(heads, KV_PAGES_SPEC),
         check_vma=False,
     )
-    def local(
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        kv_pages: jax.Array,
-        slot_mapping: jax.Array,
-        page_table: jax.Array,
-        query_start_loc: jax.Array,
-        seq_lens: jax.Array,
-    ) -> tuple[jax.Array, jax.Array]:
-        kv_pages = kv_cache_update(kv_pages, k, v, slot_mapping)
-        out = paged_attention(
-            q, kv_pages, page_table, query_start_loc, seq_lens, scale=scale, decode_only=metadata.decode_only
-        )
-        return out, kv_pages
+    def local(*args: jax.Array) -> tuple[jax.Array, jax.Array]:
+        *arguments, slopes = args
+        return cached(*arguments, alibi_slopes=slopes)
 
-    m = metadata
     attended: tuple[jax.Array, jax.Array] = local(
-        q, k, v, kv_pages, m.slot_mapping, m.page_table, m.query_start_loc, m.seq_lens
+        qkv, cos_sin, kv_pages, m.slot_mapping, m.page_table, m.query_start_loc, m.seq_lens, alibi_slopes
     )
     return attended

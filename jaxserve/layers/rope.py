@@ -4,8 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
@@ -81,22 +79,6 @@ def rope_table(config: RopeConfig, head_dim: int, max_positions: int) -> Float32
     angles = (positions[:, None] * frequencies).astype(np.float64)
     table = np.stack([np.cos(angles), np.sin(angles)], axis=1) * config.cos_sin_scale
     return table.astype(np.float32)
-
-
-def rotate(x: jax.Array, cos_sin: jax.Array) -> jax.Array:
-    """Rotate the two halves of each head by its position's angles, in float32.
-
-    Args:
-        x: [T, ..., H].
-        cos_sin: [T, 2, H / 2] float32: rows of `rope_table`.
-
-    Returns:
-        As `x`, in its dtype.
-    """
-    middle = (1,) * (x.ndim - 2)
-    cos, sin = (cos_sin[:, i].reshape(x.shape[0], *middle, -1) for i in (0, 1))
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def _inverse_frequencies(config: RopeConfig, head_dim: int, max_positions: int) -> Float32Array:

@@ -11,7 +11,6 @@ from jaxserve.layers.linear import OutputProjection, QKVProjection
 from jaxserve.layers.mlp import GatedMLP
 from jaxserve.layers.norm import RMSNorm
 from jaxserve.layers.parameter import abstract_param
-from jaxserve.layers.rope import rotate
 from jaxserve.models.config import ModelConfig
 from jaxserve.sharding import constrain, tensor_parallel_size
 
@@ -38,8 +37,7 @@ class LlamaAttention(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """[T, D] and [T, 2, H / 2] and one layer's pages to [T, D] and the pages with the step's tokens in them."""
         q, k, v = self.qkv_proj(x)
-        q, k = rotate(q, cos_sin), rotate(k, cos_sin)
-        out, kv_pages = attend(q, k, v, kv_pages, metadata, mesh=self.mesh, scale=self.scale)
+        out, kv_pages = attend(q, k, v, kv_pages, metadata, mesh=self.mesh, scale=self.scale, cos_sin=cos_sin)
         return self.o_proj(out), kv_pages
 
 

@@ -2,7 +2,7 @@
 
 from functools import cache
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, TypedDict, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,15 @@ Implementation = Literal["reference", "triton"]
 TRITON_BY_DEFAULT = True
 
 
+class ScoreOptions(TypedDict):
+    """What becomes of a score; see `paged_attention`."""
+
+    scale: float
+    window: int | None
+    soft_cap: float | None
+    alibi_slopes: jax.Array | None
+
+
 def paged_attention(
     q: jax.Array,
     kv_pages: jax.Array,
@@ -23,6 +32,9 @@ def paged_attention(
     seq_lens: jax.Array,
     *,
     scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    alibi_slopes: jax.Array | None = None,
     decode_only: bool = False,
     implementation: Implementation | None = None,
 ) -> jax.Array:
@@ -41,6 +53,11 @@ def paged_attention(
         query_start_loc: [S + 1] int32, ascending from 0. Padded sequences have no queries.
         seq_lens: [S] int32, tokens of each sequence, this step's included; 0 for padded ones.
         scale: factor on the scores, above 0; usually H ** -0.5.
+        window: keys that each query sees, its own included: those at position - window + 1 to position (sliding window,
+            Beltagy et al. 2020). None is all.
+        soft_cap: c, above 0: the scaled score s becomes c * tanh(s / c) (Gemma 2, 2024). None leaves it.
+        alibi_slopes: [K, G] float32: slope * (key position - query position) is added to the score, after scale and
+            cap (ALiBi, Press et al. 2022). None adds nothing.
         decode_only: promises that no sequence has more than one query, which spares the Triton kernels a launch.
         implementation: `reference` is plain jax.numpy and runs everywhere; `triton` needs jax_triton and a CUDA GPU
             (q and kv_pages of one dtype: bfloat16, float16 or float32). None picks the best that can run.
@@ -49,30 +66,37 @@ def paged_attention(
         [T, K, G, H] in q's dtype. Padding rows are finite and of no meaning.
 
     Raises:
-        ValueError: shapes contradict each other, scale is not above 0, or the implementation is unknown or does not
-            take these dtypes.
+        ValueError: shapes contradict each other, scale, window or soft_cap is not above 0, or the implementation is
+            unknown or does not take these dtypes.
     """
     _check(q, kv_pages, page_table, query_start_loc, seq_lens)
-    if scale <= 0:
-        raise ValueError(f"scale must be above 0, got {scale}")
-    takes_dtype = q.dtype == kv_pages.dtype and q.dtype in (jnp.bfloat16, jnp.float16, jnp.float32)
-    if implementation is None:
-        implementation = "triton" if TRITON_BY_DEFAULT and takes_dtype and _triton_can_run() else "reference"
-    if implementation == "triton":
-        if not takes_dtype:
-            raise ValueError(
-                "triton needs q and kv_pages of one dtype, bfloat16, float16 or float32; "
-                f"got {q.dtype} and {kv_pages.dtype}"
-            )
-        # Loaded only here: jax_triton is not needed where the reference runs.
-        from pallas_kernels.paged_attention.triton import paged_attention_triton
+    options: ScoreOptions = {"scale": scale, "window": window, "soft_cap": soft_cap, "alibi_slopes": alibi_slopes}
+    check_scores(q.shape[1:3], options)
+    arguments = (q, kv_pages, page_table, query_start_loc, seq_lens)
+    if pick_implementation(implementation, q.dtype, kv_pages.dtype) == "reference":
+        return paged_attention_reference(*arguments, **options)
+    # Loaded only here: jax_triton is not needed where the reference runs.
+    from pallas_kernels.paged_attention.triton import paged_attention_triton
 
-        return paged_attention_triton(
-            q, kv_pages, page_table, query_start_loc, seq_lens, scale=scale, decode_only=decode_only
+    return paged_attention_triton(*arguments, **options, decode_only=decode_only)
+
+
+def pick_implementation(asked: Implementation | None, dtype: jnp.dtype, pool_dtype: jnp.dtype) -> Implementation:
+    """What computes attention for queries and a pool of these dtypes.
+
+    Raises:
+        ValueError: the one asked for is unknown, or does not take these dtypes.
+    """
+    takes_dtype = dtype == pool_dtype and dtype in (jnp.bfloat16, jnp.float16, jnp.float32)
+    if asked is None:
+        return "triton" if TRITON_BY_DEFAULT and takes_dtype and _triton_can_run() else "reference"
+    if asked not in get_args(Implementation):
+        raise ValueError(f"unknown implementation {asked!r}; there are: {', '.join(get_args(Implementation))}")
+    if asked == "triton" and not takes_dtype:
+        raise ValueError(
+            f"triton needs q and kv_pages of one dtype, bfloat16, float16 or float32; got {dtype} and {pool_dtype}"
         )
-    if implementation != "reference":
-        raise ValueError(f"unknown implementation {implementation!r}; there are: reference, triton")
-    return paged_attention_reference(q, kv_pages, page_table, query_start_loc, seq_lens, scale=scale)
+    return asked
 
 
 @cache
@@ -97,3 +121,18 @@ def _check(
             f"for {num_seqs} seq_lens, page_table must have as many rows and query_start_loc one entry more; "
             f"got {page_table.shape} and {query_start_loc.shape}"
         )
+
+
+def check_scores(heads: tuple[int, ...], options: ScoreOptions) -> None:
+    """Check what becomes of the scores of [K, G] heads.
+
+    Raises:
+        ValueError: scale, window or soft_cap is not above 0, or the slopes are not [K, G].
+    """
+    for name in ("scale", "window", "soft_cap"):
+        value: float | None = options[name]
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} must be above 0, got {value}")
+    slopes = options["alibi_slopes"]
+    if slopes is not None and slopes.shape != heads:
+        raise ValueError(f"alibi_slopes must be [K, G], {heads} for these queries; got {slopes.shape}")

@@ -13,7 +13,22 @@ import triton.language as tl
 
 
 @triton.jit
-def _visit_keys(
+def log2_scores(products, distance, slopes, scale_log2: tl.constexpr, SOFT_CAP: tl.constexpr, ALIBI: tl.constexpr):
+    """Scores in units of log2 from the products of queries and keys: scaled, capped, and biased by the distance."""
+    if SOFT_CAP > 0.0:
+        # c * tanh(s / c), by exp2: 1 at plus infinity, -1 at minus infinity, without NaN.
+        twice: tl.constexpr = 2.0 * scale_log2 / SOFT_CAP
+        cap_log2: tl.constexpr = SOFT_CAP * 1.4426950408889634
+        scores = cap_log2 - 2.0 * cap_log2 / (tl.math.exp2(products * twice) + 1.0)
+    else:
+        scores = products * scale_log2
+    if ALIBI:
+        scores += slopes * distance
+    return scores
+
+
+@triton.jit
+def visit_keys(
     acc,
     total,
     top,
@@ -22,9 +37,13 @@ def _visit_keys(
     v_head,
     table_row,
     positions,
+    slopes,
     begin,
     end,
     scale_log2: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
+    ALIBI: tl.constexpr,
     K: tl.constexpr,
     H: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
@@ -36,8 +55,8 @@ def _visit_keys(
     """Add the keys begin..end of one sequence to the softmax of a tile of queries.
 
     acc [M, BLOCK_H], total [M] and top [M] are the running output, sum and maximum; positions [M] is the last key each
-    row sees. Without MASKED, every row sees every key and the range is whole blocks. With it, nothing past `end` is
-    read, neither of the page table nor of the pool.
+    row sees and slopes [M] its ALiBi slope (unused without ALIBI). Without MASKED, every row sees every key and the
+    range is whole blocks. With it, nothing past `end` is read, neither of the page table nor of the pool.
     """
     in_block = tl.arange(0, BLOCK_N)
     h = tl.arange(0, BLOCK_H)
@@ -65,13 +84,27 @@ def _visit_keys(
             k = tl.load(k_head + offsets)
             v = tl.load(v_head + offsets)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if SOFT_CAP > 0.0 or ALIBI:
+            distance = (keys[None, :] - positions[:, None]).to(tl.float32)
+            scores = log2_scores(scores, distance, slopes[:, None], scale_log2, SOFT_CAP, ALIBI)
+            factor: tl.constexpr = 1.0
+        else:
+            # One multiplication less for each score: the maximum is scaled, and the rest in a fused multiply-add.
+            factor: tl.constexpr = scale_log2
         if MASKED:
             seen = (keys[None, :] <= positions[:, None]) & (keys < end)[None, :]
+            if WINDOW:
+                seen = seen & (keys[None, :] > positions[:, None] - WINDOW)
             scores = tl.where(seen, scores, float("-inf"))
-        # The first block of a range always shows each row its first key, so the maximum is finite from there on.
-        new_top = tl.maximum(top, tl.max(scores, 1) * scale_log2)
-        weights = tl.math.exp2(scores * scale_log2 - new_top[:, None])
-        decay = tl.math.exp2(top - new_top)
+        new_top = tl.maximum(top, tl.max(scores, 1) * factor)
+        if WINDOW:
+            # A row may see no key yet; 0 in place of its maximum keeps its weights at 0 and not NaN.
+            base = tl.where(new_top == float("-inf"), 0.0, new_top)
+        else:
+            # The first block of a range shows each row its first key, so the maximum is finite from there on.
+            base = new_top
+        weights = tl.math.exp2(scores * factor - base[:, None])
+        decay = tl.math.exp2(top - base)
         total = total * decay + tl.sum(weights, 1)
         acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision=PRECISION)
         top = new_top
@@ -79,7 +112,23 @@ def _visit_keys(
 
 
 @triton.jit
-def _merge_chunks(
+def first_visible_key(seq_len, WINDOW: tl.constexpr):
+    """The first key that the last token of a sequence sees."""
+    if WINDOW:
+        return tl.maximum(seq_len - WINDOW, 0)
+    return 0
+
+
+@triton.jit
+def load_slopes(pointers, inside, ALIBI: tl.constexpr):
+    """ALiBi slopes in units of log2; without ALIBI zeros, which are not used."""
+    if ALIBI:
+        return tl.load(pointers, mask=inside, other=0.0) * 1.4426950408889634
+    return tl.zeros(pointers.shape, tl.float32)
+
+
+@triton.jit
+def merge_chunks(
     out_ptrs,
     inside,
     partial_out,
@@ -128,10 +177,14 @@ def decode_kernel(
     first_item,
     chunk_size,
     arrived,
+    alibi_slopes,
     out,
     partial_out,
     partial_lse,
     scale_log2: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
+    ALIBI: tl.constexpr,
     num_seqs: tl.constexpr,
     max_pages: tl.constexpr,
     K: tl.constexpr,
@@ -169,12 +222,13 @@ def decode_kernel(
     group_offsets = (first_row * K + head) * (G * H) + row_in_group
     seq_len = tl.load(seq_lens + seq)
     chunk_keys = tl.load(chunk_size)
-    num_chunks = tl.cdiv(seq_len, chunk_keys)
-    begin = chunk * chunk_keys
+    first_key = first_visible_key(seq_len, WINDOW)
+    num_chunks = tl.cdiv(seq_len - first_key, chunk_keys)
+    begin = first_key + chunk * chunk_keys
     end = tl.minimum(begin + chunk_keys, seq_len)
     positions = tl.zeros([BLOCK_G], tl.int32) + (seq_len - 1)
     k_head = kv_pages + head * H
-    acc, total, top = _visit_keys(
+    acc, total, top = visit_keys(
         tl.zeros([BLOCK_G, BLOCK_H], tl.float32),
         tl.zeros([BLOCK_G], tl.float32),
         tl.full([BLOCK_G], float("-inf"), tl.float32),
@@ -183,9 +237,14 @@ def decode_kernel(
         k_head + PAGE_SIZE * K * H,
         page_table + seq.to(tl.int64) * max_pages,
         positions,
+        load_slopes(alibi_slopes + head * G + g, g < G, ALIBI),
         begin,
         end,
         scale_log2,
+        # Every key from first_key on is within the window.
+        0,
+        SOFT_CAP,
+        ALIBI,
         K,
         H,
         PAGE_SIZE,
@@ -209,7 +268,7 @@ def decode_kernel(
                 tl.debug_barrier()
                 tl.store(arrived + seq * K + head, 0)
                 first = (item - chunk) * K + head
-                _merge_chunks(
+                merge_chunks(
                     out + group_offsets, inside, partial_out, partial_lse, first, num_chunks, K, G, H, BLOCK_G, BLOCK_H
                 )
 
@@ -223,6 +282,7 @@ def merge_kernel(
     partial_out,
     partial_lse,
     out,
+    WINDOW: tl.constexpr,
     K: tl.constexpr,
     G: tl.constexpr,
     H: tl.constexpr,
@@ -234,14 +294,15 @@ def merge_kernel(
     seq = tl.program_id(1)
     first_row = tl.load(query_start_loc + seq).to(tl.int64)
     num_queries = tl.load(query_start_loc + seq + 1) - first_row
-    num_chunks = tl.cdiv(tl.load(seq_lens + seq), tl.load(chunk_size))
+    seq_len = tl.load(seq_lens + seq)
+    num_chunks = tl.cdiv(seq_len - first_visible_key(seq_len, WINDOW), tl.load(chunk_size))
     if (num_queries == 1) & (num_chunks > 1):
         g = tl.arange(0, BLOCK_G)
         h = tl.arange(0, BLOCK_H)
         inside = (g < G)[:, None] & (h < H)[None, :]
         out_ptrs = out + (first_row * K + head) * (G * H) + g[:, None] * H + h[None, :]
         first = tl.load(first_item + seq) * K + head
-        _merge_chunks(out_ptrs, inside, partial_out, partial_lse, first, num_chunks, K, G, H, BLOCK_G, BLOCK_H)
+        merge_chunks(out_ptrs, inside, partial_out, partial_lse, first, num_chunks, K, G, H, BLOCK_G, BLOCK_H)
 
 
 @triton.jit
@@ -253,8 +314,12 @@ def prefill_kernel(
     seq_lens,
     tile_seq,
     first_tile,
+    alibi_slopes,
     out,
     scale_log2: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
+    ALIBI: tl.constexpr,
     num_tokens: tl.constexpr,
     num_seqs: tl.constexpr,
     max_pages: tl.constexpr,
@@ -300,17 +365,27 @@ def prefill_kernel(
     offsets = (((first_token + token).to(tl.int64) * K + head) * G + rows % G)[:, None] * H + h[None, :]
     inside = (rows < num_rows)[:, None] & (h < H)[None, :]
     # Keys that all rows see, in whole blocks, and the end of those that any row sees.
+    last_row = tl.minimum(begin_row + BLOCK_M, num_rows) - 1
     shared_end = (context + begin_row // G + 1) // BLOCK_N * BLOCK_N
-    end = context + (tl.minimum(begin_row + BLOCK_M, num_rows) - 1) // G + 1
+    end = context + last_row // G + 1
+    first_key = 0
+    shared_begin = 0
+    if WINDOW:
+        first_key = tl.maximum(context + begin_row // G - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
+        shared_begin = tl.maximum(end - WINDOW + BLOCK_N - 1, 0) // BLOCK_N * BLOCK_N
+        # A window narrower than the tile leaves no block that all rows see.
+        shared_end = tl.maximum(shared_begin, shared_end)
     tile_q = tl.load(q + offsets, mask=inside, other=0.0)
     k_head = kv_pages + head * H
     v_head = k_head + PAGE_SIZE * K * H
     table_row = page_table + seq.to(tl.int64) * max_pages
+    slopes = load_slopes(alibi_slopes + head * G + rows % G, rows < num_rows, ALIBI)
     acc = tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    for masked in tl.static_range(2):
-        acc, total, top = _visit_keys(
+    # Those that some rows have lost sight of, those that all see, and those that some do not see yet.
+    for part in tl.static_range(0 if WINDOW else 1, 3):
+        acc, total, top = visit_keys(
             acc,
             total,
             top,
@@ -319,15 +394,19 @@ def prefill_kernel(
             v_head,
             table_row,
             positions,
-            shared_end if masked else 0,
-            end if masked else shared_end,
+            slopes,
+            first_key if part == 0 else (shared_begin if part == 1 else shared_end),
+            tl.minimum(shared_begin, end) if part == 0 else (tl.minimum(shared_end, end) if part == 1 else end),
             scale_log2,
+            WINDOW,
+            SOFT_CAP,
+            ALIBI,
             K,
             H,
             PAGE_SIZE,
             BLOCK_H,
             BLOCK_N,
-            masked == 1,
+            part != 1,
             PRECISION,
         )
     tl.store(out + offsets, (acc / total[:, None]).to(out.dtype.element_ty), mask=inside)

@@ -17,6 +17,9 @@ def paged_attention_reference(
     seq_lens: jax.Array,
     *,
     scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    alibi_slopes: jax.Array | None = None,
 ) -> jax.Array:
     """See `paged_attention`. Softmax over blocks of keys with a running maximum (Milakov & Gimelshein 2018)."""
     num_tokens, num_kv_heads, group, head_dim = q.shape
@@ -40,8 +43,13 @@ def paged_attention_reference(
         k = kv[:, :, 0].reshape(num_tokens, block, num_kv_heads, head_dim)
         v = kv[:, :, 1].reshape(num_tokens, block, num_kv_heads, head_dim)
         scores = jnp.einsum("tkgh,tbkh->tkgb", q32, k, precision=lax.Precision.HIGHEST)
-        key_position = i * block + jnp.arange(block, dtype=jnp.int32)
-        visible = (key_position[None] <= position[:, None])[:, None, None]
+        distance = i * block + jnp.arange(block, dtype=jnp.int32)[None] - position[:, None]
+        if soft_cap is not None:
+            scores = soft_cap * jnp.tanh(scores / soft_cap)
+        if alibi_slopes is not None:
+            scores += alibi_slopes[..., None] * distance[:, None, None].astype(jnp.float32)
+        visible = distance <= 0 if window is None else (distance <= 0) & (distance > -window)
+        visible = visible[:, None, None]
         scores = jnp.where(visible, scores, -jnp.inf)
         new_top = jnp.maximum(top, scores.max(-1))
         # A row that has seen no key yet has a maximum of -inf; 0 in its place keeps the weights at 0 and not NaN.

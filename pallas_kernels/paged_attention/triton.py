@@ -37,6 +37,13 @@ class _Batch(NamedTuple):
     query_start_loc: jax.Array
     seq_lens: jax.Array
     scale: float
+    window: int | None
+    soft_cap: float | None
+    alibi_slopes: jax.Array | None
+
+    def slopes(self) -> jax.Array:
+        """The slopes, or any array where there are none: a kernel's arguments are fixed."""
+        return self.seq_lens if self.alibi_slopes is None else self.alibi_slopes
 
     def sizes(self) -> dict[str, int]:
         _, num_kv_heads, group, head_dim = self.q.shape
@@ -45,6 +52,9 @@ class _Batch(NamedTuple):
     def options(self) -> dict[str, object]:
         return {
             "scale_log2": self.scale * LOG2_E,
+            "WINDOW": self.window or 0,
+            "SOFT_CAP": self.soft_cap or 0.0,
+            "ALIBI": self.alibi_slopes is not None,
             "num_seqs": self.seq_lens.shape[0],
             "max_pages": self.page_table.shape[1],
             "PAGE_SIZE": self.kv_pages.shape[2],
@@ -62,13 +72,16 @@ def paged_attention_triton(
     seq_lens: jax.Array,
     *,
     scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    alibi_slopes: jax.Array | None = None,
     decode_only: bool = False,
     decode: DecodeConfig | None = None,
     prefill: PrefillConfig | None = None,
 ) -> jax.Array:
     """See `paged_attention`. `decode` and `prefill` override the tile sizes, for tuning."""
     num_tokens, num_kv_heads, group, head_dim = q.shape
-    batch = _Batch(q, kv_pages, page_table, query_start_loc, seq_lens, scale)
+    batch = _Batch(q, kv_pages, page_table, query_start_loc, seq_lens, scale, window, soft_cap, alibi_slopes)
     decode = decode or decode_config(head_dim, group, q.dtype)
     if decode_only:
         return _decode(batch, decode, None)
@@ -76,7 +89,7 @@ def paged_attention_triton(
     return _decode(batch, decode, _prefill(batch, prefill))
 
 
-def _assign(counts: jax.Array, num_items: int) -> tuple[jax.Array, jax.Array]:
+def assign(counts: jax.Array, num_items: int) -> tuple[jax.Array, jax.Array]:
     """Lay counts[i] work items of each i side by side: (whose each of num_items is, the first item of each i).
 
     Items past the last are nobody's and get len(counts). Sums over a square of comparisons rather than cumsum and
@@ -101,7 +114,7 @@ def _prefill(batch: _Batch, config: PrefillConfig) -> jax.Array:
     rows = jnp.concatenate([jnp.where(queries > 1, queries, 0), _padding_rows(batch)]) * group
     # Each sequence, and the padding, may end in a part of a tile.
     num_tiles = -(-num_tokens * group // config.block_m) + min(num_seqs + 1, num_tokens)
-    tile_seq, first_tile = _assign((rows + config.block_m - 1) // config.block_m, num_tiles)
+    tile_seq, first_tile = assign((rows + config.block_m - 1) // config.block_m, num_tiles)
     out: jax.Array = triton_call(
         batch.q,
         batch.kv_pages,
@@ -110,6 +123,7 @@ def _prefill(batch: _Batch, config: PrefillConfig) -> jax.Array:
         batch.seq_lens,
         tile_seq,
         first_tile,
+        batch.slopes(),
         kernel=kernels.prefill_kernel,
         out_type=jax.ShapeDtypeStruct(batch.q.shape, batch.q.dtype),
         grid=(num_kv_heads, num_tiles),
@@ -130,13 +144,14 @@ def _decode(batch: _Batch, config: DecodeConfig, out: jax.Array | None) -> jax.A
     num_tokens, num_kv_heads, group, head_dim = batch.q.shape
     num_seqs = batch.seq_lens.shape[0]
     target = config.num_chunks(num_kv_heads)
-    keys = jnp.where(jnp.diff(batch.query_start_loc) == 1, batch.seq_lens, 0)
+    visible = batch.seq_lens if batch.window is None else jnp.minimum(batch.seq_lens, batch.window)
+    keys = jnp.where(jnp.diff(batch.query_start_loc) == 1, visible, 0)
     # Cut into chunks of 1/target of all keys, n sequences make fewer than target + n chunks.
     chunk = jnp.maximum((jnp.sum(keys) + target - 1) // target, 1)
     chunk = (chunk + config.block_n - 1) // config.block_n * config.block_n
     padding = _padding_rows(batch) if out is None else jnp.zeros(1, jnp.int32)
     num_items = target + (num_tokens if out is None else min(num_tokens, num_seqs))
-    item_seq, first_item = _assign(jnp.concatenate([(keys + chunk - 1) // chunk, padding]), num_items)
+    item_seq, first_item = assign(jnp.concatenate([(keys + chunk - 1) // chunk, padding]), num_items)
     chunk_size = chunk[None]
 
     chunk_out = jax.ShapeDtypeStruct((num_items, num_kv_heads, group, head_dim), jnp.float32)
@@ -156,6 +171,7 @@ def _decode(batch: _Batch, config: DecodeConfig, out: jax.Array | None) -> jax.A
             first_item,
             chunk_size,
             arrived,
+            batch.slopes(),
         ),
         out,
         (result, chunk_out, chunk_lse),
@@ -180,6 +196,7 @@ def _decode(batch: _Batch, config: DecodeConfig, out: jax.Array | None) -> jax.A
         name="paged_attention_merge",
         num_warps=4,
         num_stages=2,
+        WINDOW=batch.window or 0,
         BLOCK_G=block_g,
         **batch.sizes(),
     )

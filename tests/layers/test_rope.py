@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxserve.layers.rope import RopeConfig, rope_table, rotate
+from jaxserve.layers.rope import RopeConfig, rope_table
 from jaxserve.models.config import load_config
+from pallas_kernels.cached_attention import rotate
 
 RECORDED = Path(__file__).parents[1] / "data" / "rope_tables.npz"
 NUM_RECORDED = 9

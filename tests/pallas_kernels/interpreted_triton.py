@@ -1,10 +1,10 @@
-"""Runs the Triton kernels of paged attention on the CPU, in Triton's interpreter, over cases in a directory.
+"""Runs Triton kernels on the CPU, in Triton's interpreter, over cases in a directory.
 
     TRITON_INTERPRET=1 python -m tests.pallas_kernels.interpreted_triton DIRECTORY
 
 A process of its own, because Triton decides when it is imported whether its functions are interpreted. Each NAME.npz
-holds the arguments and `options`, JSON of what else paged_attention_triton takes; the output is written to NAME.npy.
-The interpreter expects torch tensors; `_Buffer` shows it what it asks of them.
+holds the arguments and `options`, JSON with the name of the operation and what else it takes; the results go to
+NAME.out.npz. The interpreter expects torch tensors; `_Buffer` shows it what it asks of them.
 """
 
 import json
@@ -16,10 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import pallas_kernels.paged_attention.triton as launching
+import pallas_kernels.cached_attention.triton as cached
+import pallas_kernels.paged_attention.triton as paged
 from pallas_kernels.paged_attention.config import DecodeConfig, PrefillConfig
 
-ARGUMENTS = ("q", "kv_pages", "page_table", "query_start_loc", "seq_lens")
+BATCH = ("page_table", "query_start_loc", "seq_lens")
+ARGUMENTS = {
+    "paged_attention": ("q", "kv_pages", *BATCH),
+    "cached_attention": ("qkv", "cos_sin", "kv_pages", "slot_mapping", *BATCH),
+}
 
 
 class _Buffer:
@@ -70,19 +75,24 @@ def interpret(*args: Any, kernel: Any, out_type: Any, grid: tuple[int, ...], **o
     return jax.tree.unflatten(jax.tree.structure(out_type), map(jnp.asarray, results))
 
 
+def run(case: Any) -> tuple[jax.Array, ...]:
+    """The results of one case."""
+    options = json.loads(str(case["options"]))
+    operation = options.pop("operation")
+    arguments = [jnp.asarray(case[name]) if name in case else None for name in ARGUMENTS[operation]]
+    options["decode"] = DecodeConfig(**options["decode"])
+    options["alibi_slopes"] = jnp.asarray(case["alibi_slopes"]) if "alibi_slopes" in case else None
+    if operation == "cached_attention":
+        return cached.cached_attention_triton(*arguments, **options)
+    options["prefill"] = PrefillConfig(**options["prefill"])
+    return (paged.paged_attention_triton(*arguments, **options),)
+
+
 def main(directory: Path) -> None:
-    launching.triton_call = interpret
+    paged.triton_call = cached.triton_call = interpret
     for path in sorted(directory.glob("*.npz")):
-        case = np.load(path)
-        options = json.loads(str(case["options"]))
-        out = launching.paged_attention_triton(
-            *(jnp.asarray(case[name]) for name in ARGUMENTS),
-            scale=options["scale"],
-            decode_only=options["decode_only"],
-            decode=DecodeConfig(**options["decode"]),
-            prefill=PrefillConfig(**options["prefill"]),
-        )
-        np.save(path.with_suffix(".npy"), np.asarray(out))
+        results = run(np.load(path))
+        np.savez(path.with_suffix(".out.npz"), *map(np.asarray, results))
 
 
 if __name__ == "__main__":

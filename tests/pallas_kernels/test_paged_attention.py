@@ -8,7 +8,7 @@ import pytest
 from pallas_kernels.kv_cache_update import kv_cache_update
 from pallas_kernels.paged_attention import paged_attention
 from pallas_kernels.paged_attention.arg_specs import BATCHES, HEADS
-from tests.pallas_kernels.cases import SCALE, attention_case
+from tests.pallas_kernels.cases import SCALE, SCORES, attention_case, slopes
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -18,6 +18,26 @@ def test_reference_equals_dense_attention_and_reads_no_slot_past_a_sequence(head
     out = np.asarray(jax.jit(lambda *a: paged_attention(*a, scale=SCALE))(*args))
     np.testing.assert_allclose(out[: len(expected)], expected, atol=2e-5)
     assert np.isfinite(out[len(expected) :]).all()
+
+
+@pytest.mark.parametrize("batch", ["decode", "mixed"])
+@pytest.mark.parametrize("scores", SCORES)
+def test_reference_narrows_caps_and_biases_scores_as_dense_attention_does(scores: str, batch: str) -> None:
+    heads, options = HEADS["smollm-135m"], dict(SCORES[scores])
+    if options.pop("alibi", False):
+        options["alibi_slopes"] = slopes(heads)
+    args, expected = attention_case(heads, BATCHES[batch], np.random.default_rng(0), **options)
+    out = np.asarray(jax.jit(lambda *a: paged_attention(*a, scale=SCALE, **options))(*args))
+    np.testing.assert_allclose(out[: len(expected)], expected, atol=2e-5)
+
+
+def test_a_window_or_cap_of_zero_and_slopes_of_another_shape_are_refused() -> None:
+    args, _ = attention_case(HEADS["demo"], BATCHES["decode"], np.random.default_rng(0))
+    for option in ({"window": 0}, {"soft_cap": -1.0}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))} must be above 0"):
+            paged_attention(*args, scale=SCALE, **option)
+    with pytest.raises(ValueError, match="alibi_slopes must be"):
+        paged_attention(*args, scale=SCALE, alibi_slopes=jnp.ones((2, 3)))
 
 
 def test_kv_cache_update_writes_the_slots_given_and_drops_padding() -> None:

@@ -1,18 +1,14 @@
 """The Triton kernels, interpreted on the CPU in float32, against attention written out in float64."""
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pallas_kernels.paged_attention.arg_specs import BATCHES, HEADS, BatchSpec
 from pallas_kernels.paged_attention.config import DecodeConfig, PrefillConfig
-from tests.pallas_kernels.cases import SCALE, attention_case
+from tests.pallas_kernels.cases import SCALE, SCORES, attention_case, slopes
+from tests.pallas_kernels.interpreter import KernelCase, interpret_cases
 
 ARGUMENTS = ("q", "kv_pages", "page_table", "query_start_loc", "seq_lens")
 # Small blocks, so that short sequences have several of them, and few enough chunks for some to have more than one.
@@ -33,6 +29,9 @@ def _cases() -> dict[str, tuple[str, BatchSpec, dict[str, object]]]:
         name = f"one long among short, decode_only={decode_only}"
         batch = BatchSpec(((1, 3), (1, 900), (1, 16), (1, 17), (1, 1)))
         cases[name] = ("demo", batch, {"decode_only": decode_only})
+    for name, scores in SCORES.items():
+        cases[f"{name} mixed"] = ("demo", BATCHES["mixed"], {"scores": scores})
+        cases[f"{name} chunk"] = ("demo", BATCHES["chunk-after-context"], {"scores": scores, "merge_in_tail": False})
     return cases
 
 
@@ -42,28 +41,30 @@ CASES = _cases()
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Case -> (what the kernels computed, what is right)."""
-    directory: Path = tmp_path_factory.mktemp("cases")
-    expected = {}
+    cases, expected = {}, {}
     for name, (heads, batch, special) in CASES.items():
-        # An entry past a sequence's pages that is followed reads memory far outside the pool.
         # Kv heads differ only in where they lie, and the interpreter is slow: two tell as much as 32.
+        spec = replace(HEADS[heads], num_kv_heads=min(HEADS[heads].num_kv_heads, 2))
+        scores = dict(special.get("scores", {}))
+        if scores.pop("alibi", False):
+            scores["alibi_slopes"] = slopes(spec)
+        # An entry past a sequence's pages that is followed reads memory far outside the pool.
         args, expected[name] = attention_case(
-            replace(HEADS[heads], num_kv_heads=min(HEADS[heads].num_kv_heads, 2)),
+            spec,
             batch,
             np.random.default_rng(0),
             page_size=int(special.get("page_size", 16)),
             unused_entries=PAST_THE_POOL,
+            **scores,
         )
-        decode = asdict(DECODE) | {"merge_in_tail": special.get("merge_in_tail", True)}
-        options = {"scale": SCALE, "decode_only": special.get("decode_only", False)}
-        options |= {"decode": decode, "prefill": asdict(PREFILL)}
         arrays = dict(zip(ARGUMENTS, args, strict=True))
-        np.savez(directory / f"{name}.npz", options=json.dumps(options), **arrays)
-    command = [sys.executable, "-m", "tests.pallas_kernels.interpreted_triton", str(directory)]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-    assert run.returncode == 0, run.stderr
-    return {name: (np.load(directory / f"{name}.npy"), right) for name, right in expected.items()}
+        if "alibi_slopes" in scores:
+            arrays["alibi_slopes"] = scores.pop("alibi_slopes")
+        options = {"operation": "paged_attention", "scale": SCALE, "decode_only": special.get("decode_only", False)}
+        options["decode"] = asdict(DECODE) | {"merge_in_tail": special.get("merge_in_tail", True)}
+        cases[name] = KernelCase(arrays, options | {"prefill": asdict(PREFILL)} | scores)
+    results = interpret_cases(tmp_path_factory.mktemp("cases"), cases)
+    return {name: (results[name][0], right) for name, right in expected.items()}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,0 +1,49 @@
+"""The operation in plain jax.numpy: its three parts, one after the other."""
+
+from typing import Unpack
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.kv_cache_update import kv_cache_update
+from pallas_kernels.paged_attention import ScoreOptions
+from pallas_kernels.paged_attention.reference import paged_attention_reference
+
+
+def rotate(x: jax.Array, cos_sin: jax.Array) -> jax.Array:
+    """Rotate the two halves of each head by its position's angles (RoPE, Su et al. 2021), in float32.
+
+    Args:
+        x: [T, ..., H].
+        cos_sin: [T, 2, R / 2] float32: cosines, then sines. R <= H; what lies past R in a head is kept.
+
+    Returns:
+        As `x`, in its dtype.
+    """
+    half = cos_sin.shape[-1]
+    middle = (1,) * (x.ndim - 2)
+    cos, sin = (cos_sin[:, i].reshape(x.shape[0], *middle, -1) for i in (0, 1))
+    rotated = x[..., : 2 * half].astype(jnp.float32)
+    first, second = rotated[..., :half], rotated[..., half:]
+    parts = [first * cos - second * sin, second * cos + first * sin]
+    if 2 * half < x.shape[-1]:
+        parts.append(x[..., 2 * half :].astype(jnp.float32))
+    return jnp.concatenate(parts, axis=-1).astype(x.dtype)
+
+
+def cached_attention_reference(
+    qkv: jax.Array,
+    cos_sin: jax.Array | None,
+    kv_pages: jax.Array,
+    slot_mapping: jax.Array,
+    page_table: jax.Array,
+    query_start_loc: jax.Array,
+    seq_lens: jax.Array,
+    **options: Unpack[ScoreOptions],
+) -> tuple[jax.Array, jax.Array]:
+    """See `cached_attention`."""
+    q, k, v = qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
+    if cos_sin is not None:
+        q, k = rotate(q, cos_sin), rotate(k, cos_sin)
+    kv_pages = kv_cache_update(kv_pages, k, v, slot_mapping)
+    return paged_attention_reference(q, kv_pages, page_table, query_start_loc, seq_lens, **options), kv_pages

@@ -1,0 +1,159 @@
+"""The operation by Triton kernels through jax_triton: cutting the batch into work, and launching."""
+
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+from jax_triton import triton_call  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+from pallas_kernels.cached_attention import kernels
+from pallas_kernels.paged_attention import ScoreOptions
+from pallas_kernels.paged_attention.config import DecodeConfig, decode_config, padded_head_dim
+from pallas_kernels.paged_attention.triton import LOG2_E, PTX_VERSION, assign, paged_attention_triton
+
+WORK_FIELDS = 8  # so that an item lies in one sector of the memory; the last two are unused
+# Values that a merging program holds at once.
+MERGE_VALUES = 4096
+
+
+def cached_attention_triton(
+    qkv: jax.Array,
+    cos_sin: jax.Array | None,
+    kv_pages: jax.Array,
+    slot_mapping: jax.Array,
+    page_table: jax.Array,
+    query_start_loc: jax.Array,
+    seq_lens: jax.Array,
+    *,
+    decode_only: bool = False,
+    decode: DecodeConfig | None = None,
+    **options: Unpack[ScoreOptions],
+) -> tuple[jax.Array, jax.Array]:
+    """See `cached_attention`. `decode` overrides the tile sizes of the decode kernel, for tuning."""
+    if decode_only:
+        return _decode(qkv, cos_sin, kv_pages, page_table, seq_lens, decode, options)
+    q, kv_pages = _rotate_and_write(qkv, cos_sin, kv_pages, slot_mapping)
+    return paged_attention_triton(q, kv_pages, page_table, query_start_loc, seq_lens, **options), kv_pages
+
+
+def decode_work(seq_lens: jax.Array, window: int | None, target: int, block_n: int) -> jax.Array:
+    """The work list [items, WORK_FIELDS] of `decode_kernel` for [S] sequences of one query each.
+
+    The keys written before this step are cut into chunks of 1/target of them all, so that one long sequence is spread
+    over many programs while short ones take one each. Every sequence has at least one chunk, padding too.
+    """
+    num_seqs = seq_lens.shape[0]
+    last = seq_lens - 1
+    old = jnp.maximum(last if window is None else jnp.minimum(last, window - 1), 0)
+    chunk = jnp.maximum((jnp.sum(old) + target - 1) // target, 1)
+    chunk = (chunk + block_n - 1) // block_n * block_n
+    num_chunks = jnp.maximum((old + chunk - 1) // chunk, 1)
+    # Of chunks of 1/target of all keys, n sequences have at most target + n.
+    owner, first = assign(num_chunks, target + num_seqs)
+    seq = jnp.minimum(owner, num_seqs - 1)
+    index = jnp.arange(target + num_seqs, dtype=jnp.int32) - first[seq]
+    begin = jnp.maximum(last, 0)[seq] - old[seq] + index * chunk
+    end = jnp.minimum(begin + chunk, last[seq])
+    fields = [jnp.where(owner < num_seqs, owner, -1), begin, end, index, num_chunks[seq], seq_lens[seq]]
+    unused = [jnp.zeros_like(begin)] * (WORK_FIELDS - len(fields))
+    return jnp.stack([*fields, *unused], axis=1)
+
+
+def _rotated(cos_sin: jax.Array | None, otherwise: jax.Array) -> tuple[jax.Array, int]:
+    """The table and R; without one any array, for a kernel's arguments are fixed, and 0."""
+    return (otherwise, 0) if cos_sin is None else (cos_sin, 2 * cos_sin.shape[-1])
+
+
+def _rotate_and_write(
+    qkv: jax.Array, cos_sin: jax.Array | None, kv_pages: jax.Array, slot_mapping: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The rotated queries [T, K, G, H], and the pool with keys and values."""
+    num_tokens, num_kv_heads, rows, head_dim = qkv.shape
+    table, rotated = _rotated(cos_sin, slot_mapping)
+    pool = jax.new_ref(kv_pages)
+    q = triton_call(
+        qkv,
+        table,
+        pool,
+        slot_mapping,
+        kernel=kernels.rotate_and_write_kernel,
+        out_type=jax.ShapeDtypeStruct((num_tokens, num_kv_heads, rows - 2, head_dim), qkv.dtype),
+        grid=(num_kv_heads, num_tokens),
+        name="rotate_and_write",
+        num_warps=max(1, min(4, _power_of_two(rows) * padded_head_dim(head_dim) // 256)),
+        num_stages=1,
+        backend_options={"ptx_version": PTX_VERSION},
+        num_slots=kv_pages.shape[0] * kv_pages.shape[2],
+        K=num_kv_heads,
+        G=rows - 2,
+        H=head_dim,
+        ROTATED=rotated,
+        PAGE_SIZE=kv_pages.shape[2],
+        BLOCK_ROWS=_power_of_two(rows),
+        BLOCK_H=padded_head_dim(head_dim),
+    )
+    return q, pool[...]
+
+
+def _decode(
+    qkv: jax.Array,
+    cos_sin: jax.Array | None,
+    kv_pages: jax.Array,
+    page_table: jax.Array,
+    seq_lens: jax.Array,
+    config: DecodeConfig | None,
+    options: ScoreOptions,
+) -> tuple[jax.Array, jax.Array]:
+    num_seqs, num_kv_heads, rows, head_dim = qkv.shape
+    group = rows - 2
+    config = config or decode_config(head_dim, group, qkv.dtype)
+    target = config.num_chunks(num_kv_heads)
+    work = decode_work(seq_lens, options["window"], target, config.block_n)
+    num_items = work.shape[0]
+    slopes = options["alibi_slopes"]
+    table, rotated = _rotated(cos_sin, seq_lens)
+    partial_out = jax.ShapeDtypeStruct((num_items, num_kv_heads, group, head_dim), jnp.float32)
+    pool = jax.new_ref(kv_pages)
+    results: Any = triton_call(
+        qkv,
+        table,
+        pool,
+        page_table,
+        work,
+        # Written by the kernel, but 0 again when it ends, so that all layers may share one array.
+        jnp.zeros(num_seqs * num_kv_heads, jnp.int32),
+        seq_lens if slopes is None else slopes,
+        kernel=kernels.decode_kernel,
+        out_type=(
+            jax.ShapeDtypeStruct((num_seqs, num_kv_heads, group, head_dim), qkv.dtype),
+            partial_out,
+            jax.ShapeDtypeStruct(partial_out.shape[:-1], jnp.float32),
+        ),
+        grid=(num_kv_heads, num_items),
+        name="cached_attention_decode",
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        backend_options={"ptx_version": PTX_VERSION},
+        scale_log2=options["scale"] * LOG2_E,
+        WINDOW=options["window"] or 0,
+        SOFT_CAP=options["soft_cap"] or 0.0,
+        ALIBI=slopes is not None,
+        max_pages=page_table.shape[1],
+        K=num_kv_heads,
+        G=group,
+        H=head_dim,
+        ROTATED=rotated,
+        PAGE_SIZE=kv_pages.shape[2],
+        BLOCK_G=max(16, _power_of_two(group)),
+        BLOCK_H=padded_head_dim(head_dim),
+        BLOCK_N=config.block_n,
+        MERGE_G=_power_of_two(group),
+        MERGE_CHUNKS=max(1, min(8, MERGE_VALUES // (_power_of_two(group) * padded_head_dim(head_dim)))),
+        # Products of 32-bit values keep their precision instead of being rounded to TF32.
+        PRECISION="ieee" if qkv.dtype == jnp.float32 else "tf32",
+    )
+    return results[0], pool[...]
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()

@@ -1,0 +1,140 @@
+"""Rotating, writing and attending in one: the reference against its parts, the Triton kernels against the reference."""
+
+from dataclasses import asdict, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.cached_attention import cached_attention, rotate
+from pallas_kernels.kv_cache_update import kv_cache_update
+from pallas_kernels.paged_attention import paged_attention
+from pallas_kernels.paged_attention.arg_specs import BATCHES, HEADS, BatchSpec, HeadSpec
+from pallas_kernels.paged_attention.config import DecodeConfig
+from tests.pallas_kernels.cases import SCALE, SCORES, attention_case, slopes
+from tests.pallas_kernels.interpreter import KernelCase, interpret_cases
+
+NAMES = ("qkv", "cos_sin", "kv_pages", "slot_mapping", "page_table", "query_start_loc", "seq_lens")
+DECODE = DecodeConfig(block_n=16, num_warps=4, num_stages=2, programs_per_sm=1)
+ONE_LONG = BatchSpec(((1, 3), (1, 900), (1, 16), (1, 17), (1, 1)))
+
+
+def arguments(heads: HeadSpec, batch: BatchSpec, *, rotated: int, decode_only: bool) -> dict[str, np.ndarray]:
+    """What cached_attention takes; the slots that the step writes hold NaN before."""
+    rng = np.random.default_rng(3)
+    (q, pool, page_table, query_start_loc, seq_lens), _ = attention_case(heads, batch, rng)
+    page_size, num_slots = pool.shape[2], pool.shape[0] * pool.shape[2]
+    num_tokens = len(seq_lens) if decode_only else len(q)
+    slot_mapping = num_slots + np.arange(num_tokens, dtype=np.int32)
+    for row, (first, total) in enumerate(zip(query_start_loc, seq_lens, strict=False)):
+        queries = query_start_loc[row + 1] - first
+        positions = np.arange(total - queries, total)
+        slots = page_table[row, positions // page_size] * page_size + positions % page_size
+        slot_mapping[first : first + queries] = slots
+        pool[slots // page_size, :, slots % page_size] = np.nan
+    shape = (num_tokens, heads.num_kv_heads, heads.group + 2, heads.head_dim)
+    angles = rng.uniform(0, 2 * np.pi, (num_tokens, rotated // 2))
+    values = (
+        rng.standard_normal(shape).astype(np.float32),
+        np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32),
+        pool,
+        slot_mapping,
+        page_table,
+        query_start_loc,
+        seq_lens,
+    )
+    return {name: value for name, value in zip(NAMES, values, strict=True) if rotated or name != "cos_sin"}
+
+
+def test_the_reference_is_rotation_then_cache_update_then_attention() -> None:
+    args = arguments(HEADS["demo"], BATCHES["mixed"], rotated=64, decode_only=False)
+    out, pool = jax.jit(lambda *a: cached_attention(*a, scale=SCALE))(*args.values())
+    qkv, cos_sin, kv_pages, slot_mapping, *metadata = args.values()
+    q, k, v = rotate(qkv[:, :, :-2], cos_sin), rotate(qkv[:, :, -2], cos_sin), qkv[:, :, -1]
+    written = kv_cache_update(jnp.asarray(kv_pages), k, v, slot_mapping)
+    np.testing.assert_allclose(pool, written, atol=1e-6)
+    np.testing.assert_allclose(out, paged_attention(q, written, *metadata, scale=SCALE), atol=1e-6)
+
+
+def test_rotation_turns_pairs_by_their_angle_and_keeps_what_lies_past_the_rotated_part() -> None:
+    x = np.array([[[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]], np.float32)
+    cos_sin = np.array([[[0.0, 1.0], [1.0, 0.0]]], np.float32)  # a quarter turn for the first pair, none for the second
+    np.testing.assert_allclose(rotate(jnp.asarray(x), cos_sin), [[[-3.0, 2.0, 1.0, 4.0, 5.0, 6.0]]])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"qkv": np.zeros((7, 2, 2, 64), np.float32)}, r"must be \[T, K, G \+ 2, H\]"),
+        ({"slot_mapping": np.zeros(3, np.int32)}, "one slot a row"),
+        ({"cos_sin": np.zeros((7, 2, 33), np.float32)}, "R at most H"),
+    ],
+)
+def test_shapes_that_contradict_each_other_are_refused(change: dict[str, np.ndarray], message: str) -> None:
+    args = arguments(HEADS["demo"], BATCHES["decode"], rotated=64, decode_only=False) | change
+    with pytest.raises(ValueError, match=message):
+        cached_attention(*args.values(), scale=SCALE)
+
+
+def test_decode_only_with_more_rows_than_sequences_is_refused() -> None:
+    args = arguments(HEADS["demo"], BATCHES["mixed"], rotated=64, decode_only=False)
+    with pytest.raises(ValueError, match="one row a sequence"):
+        cached_attention(*args.values(), scale=SCALE, decode_only=True)
+
+
+def _cases() -> dict[str, tuple[str, BatchSpec, dict[str, object]]]:
+    """Name -> (heads, batch, what differs from whole rotation and plain scores)."""
+    decode = {"decode_only": True}
+    cases = {f"{heads} decode": (heads, BATCHES["decode"], decode) for heads in HEADS}
+    cases |= {f"{heads} mixed": (heads, BATCHES["mixed"], {}) for heads in ("demo", "falcon-7b", "phi-3-mini")}
+    cases["one long among short"] = ("demo", ONE_LONG, decode)
+    for rotated in (0, 16):
+        cases[f"{rotated} rotated, decode"] = ("demo", ONE_LONG, {**decode, "rotated": rotated})
+        cases[f"{rotated} rotated, mixed"] = ("demo", BATCHES["mixed"], {"rotated": rotated})
+    for name, scores in SCORES.items():
+        cases[f"{name}, decode"] = ("demo", ONE_LONG, {**decode, "scores": scores})
+    cases["all three, mixed"] = ("demo", BATCHES["mixed"], {"scores": SCORES["all three"]})
+    return cases
+
+
+CASES = _cases()
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[np.ndarray], list[np.ndarray], int]]:
+    """Case -> (what the kernels computed, what the reference did, rows that are not padding)."""
+    cases, expected = {}, {}
+    for name, (heads, batch, special) in CASES.items():
+        spec = replace(HEADS[heads], num_kv_heads=min(HEADS[heads].num_kv_heads, 2))
+        decode_only = bool(special.get("decode_only", False))
+        rotated = int(special.get("rotated", spec.head_dim))
+        args = arguments(spec, batch, rotated=rotated, decode_only=decode_only)
+        scores = dict(special.get("scores", {}))
+        extra = {"alibi_slopes": slopes(spec)} if scores.pop("alibi", False) else {}
+        right = cached_attention(
+            *(jnp.asarray(args[n]) if n in args else None for n in NAMES), scale=SCALE, **scores, **extra
+        )
+        expected[name] = ([np.asarray(a) for a in right], sum(n for n, _ in batch.sequences))
+        options = {"operation": "cached_attention", "scale": SCALE, "decode_only": decode_only}
+        plain = {"window": None, "soft_cap": None}
+        cases[name] = KernelCase({**args, **extra}, {**options, **plain, **scores, "decode": asdict(DECODE)})
+    results = interpret_cases(tmp_path_factory.mktemp("cases"), cases)
+    return {name: (results[name], *right) for name, right in expected.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_attend_as_the_reference_and_leave_padding_rows_finite(
+    case: str, outputs: dict[str, tuple[list[np.ndarray], list[np.ndarray], int]]
+) -> None:
+    (out, _), (right, _), num_rows = outputs[case]
+    np.testing.assert_allclose(out[:num_rows], right[:num_rows], atol=2e-5)
+    assert np.isfinite(out[num_rows:]).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_write_exactly_the_slots_that_the_reference_writes(
+    case: str, outputs: dict[str, tuple[list[np.ndarray], list[np.ndarray], int]]
+) -> None:
+    (_, pool), (_, right), _ = outputs[case]
+    np.testing.assert_allclose(pool, right, atol=1e-6)
