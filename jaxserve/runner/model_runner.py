@@ -1,6 +1,6 @@
 """ModelRunner: keeps weights, pool and state on the devices, and starts one compiled step after the other."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -84,6 +84,11 @@ class ModelRunner:
         self._state = DeviceState(
             *(jax.device_put(np.zeros(a.shape, a.dtype), self._replicated) for a in self._compiler.abstract_state)
         )
+
+    @property
+    def compiled_steps(self) -> Mapping[Bucket, Step]:
+        """The executables so far, for those who look at what was compiled."""
+        return self._steps
 
     def allocate(self) -> None:
         """Take the pool's memory, if that was not done yet. What compiles before has that memory to try kernels in."""

@@ -60,7 +60,7 @@ def decode_config(head_dim: int, group: int, dtype: DTypeLike) -> DecodeConfig:
         return DecodeConfig(block_n=32 if padded_head_dim(head_dim) <= 128 else 16, num_warps=8, num_stages=2)
     if padded_head_dim(head_dim) > 128 or group > 64:
         return DecodeConfig(block_n=32, num_warps=4, num_stages=3)
-    return DecodeConfig(block_n=64, num_warps=4, num_stages=3)
+    return DecodeConfig(block_n=32, num_warps=1, num_stages=3, programs_per_sm=8)
 
 
 def prefill_config(num_tokens: int, num_kv_heads: int, group: int, head_dim: int, dtype: DTypeLike) -> PrefillConfig:

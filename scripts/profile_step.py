@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+"""Where the time of a step goes on the GPU: its kernels by kind, and the gaps between them.
+
+    python scripts/profile_step.py --batch 1 32 256                  # decode steps of Llama-3.1-8B's shape
+    python scripts/profile_step.py --prefill 8192                    # steps of one prompt chunk
+    python scripts/profile_step.py --batch 32 --hlo DIRECTORY        # the optimized HLO of the steps that ran, besides
+
+The engine runs as it serves, with CUDA graphs, under JAX's profiler. Busy time is the union of all kernels; a gap is the
+time from the end of one to the start of the next. The profiler slows the host, so gaps here are upper bounds, and
+scripts/bench_step.py is what measures the step itself.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Without it the profiler takes steps apart into single launches.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_enable_command_buffers_during_profiling=true"
+
+import jax  # noqa: E402
+from jax.profiler import ProfileData  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from jaxserve.config import EngineConfig  # noqa: E402
+from jaxserve.engine.llm import LLM  # noqa: E402
+from jaxserve.request import Request, SamplingParams  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+LONG_GAP_US = 100.0
+KINDS = {
+    "attention": re.compile(r"attention|rotate_and_write|decode_kernel|prefill_kernel|merge_kernel"),
+    "products": re.compile(r"gemm|gemv|nvjet|cutlass|xmma|cublas|_dot|splitK|matmul", re.IGNORECASE),
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One run of a kernel, in microseconds of the profiler's clock."""
+
+    name: str
+    start: float
+    duration: float
+
+    @property
+    def end(self) -> float:
+        return self.start + self.duration
+
+    @property
+    def kind(self) -> str:
+        return next((kind for kind, pattern in KINDS.items() if pattern.search(self.name)), "rest")
+
+    @property
+    def family(self) -> str:
+        """The name without the numbers that tell one layer's kernel from another's."""
+        return re.sub(r"[._]?\d+$", "", self.name)[:80]
+
+
+def device_kernels(profile: ProfileData) -> list[Kernel]:
+    """The kernels of the first GPU in order of their start."""
+    plane = next(p for p in profile.planes if p.name.startswith("/device:GPU:0"))
+    events = [event for line in plane.lines if line.name.startswith("Stream") for event in line.events]
+    return sorted((Kernel(e.name, e.start_ns / 1e3, e.duration_ns / 1e3) for e in events), key=lambda k: k.start)
+
+
+def summarize(kernels: list[Kernel], num_steps: int) -> dict[str, Any]:
+    """Busy time a step by kind and by kernel, and the gaps, in microseconds."""
+    families: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for kernel in kernels:
+        families[kernel.kind, kernel.family].append(kernel.duration)
+    rows = [
+        {"kind": kind, "kernel": family, "calls": len(times) / num_steps, "us": sum(times) / num_steps}
+        for (kind, family), times in families.items()
+    ]
+    gaps = list(_gaps(kernels))
+    span = kernels[-1].end - kernels[0].start
+    return {
+        "steps": num_steps,
+        "span_us": span / num_steps,
+        "busy_us": (span - sum(gaps)) / num_steps,
+        "kinds_us": {kind: sum(r["us"] for r in rows if r["kind"] == kind) for kind in (*KINDS, "rest")},
+        "kernels_a_step": len(kernels) / num_steps,
+        "longest_gap_us": max(gaps, default=0.0),
+        "gaps_over_100_us": sum(gap > LONG_GAP_US for gap in gaps),
+        "kernels": sorted(rows, key=lambda r: -r["us"]),
+    }
+
+
+def _gaps(kernels: list[Kernel]) -> Iterable[float]:
+    end = kernels[0].end
+    for kernel in kernels[1:]:
+        if kernel.start > end:
+            yield kernel.start - end
+        end = max(end, kernel.end)
+
+
+class StepProfiler:
+    """Runs one engine and records some of its steps."""
+
+    def __init__(self, llm: LLM, num_steps: int) -> None:
+        self._core = llm.core
+        self._num_steps = num_steps
+        self._runs = 0
+
+    def decode(self, batch: int, context: int) -> dict[str, Any]:
+        """Steps in which each of `batch` sequences of about `context` tokens takes one token."""
+        self._add(batch, context, self._num_steps + 16)
+        self._step_until(lambda gained: gained == batch)
+        for _ in range(8):
+            self._core.step()
+        report = self._record(self._num_steps)
+        self._drain()
+        return {"case": f"decode batch {batch}, context {context}", **report}
+
+    def prefill(self, num_tokens: int) -> dict[str, Any]:
+        """Steps that each compute one prompt of num_tokens."""
+        self._add(2, num_tokens, 1)
+        self._drain()
+        self._add(4, num_tokens, 1)
+        report = self._record(5)
+        self._drain()
+        return {"case": f"prefill of {num_tokens}", **report, "steps": 4}
+
+    def _add(self, batch: int, num_in: int, num_out: int) -> None:
+        self._runs += 1
+        for i in range(batch):
+            self._core.add_request(
+                Request(
+                    request_id=f"{self._runs}-{i}",
+                    prompt_token_ids=[1 + (i * 7919 + j * 31 + self._runs) % 1000 for j in range(num_in)],
+                    params=SamplingParams(temperature=0.0, max_tokens=num_out, ignore_eos=True, detokenize=False),
+                )
+            )
+
+    def _step_until(self, done: Any) -> None:
+        while not done(sum(len(update.token_ids) for update in self._core.step())):
+            pass
+
+    def _drain(self) -> None:
+        while self._core.has_work:
+            self._core.step()
+
+    def _record(self, num_steps: int) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as directory:
+            with jax.profiler.trace(directory):
+                for _ in range(num_steps):
+                    self._core.step()
+            path = next(Path(directory).glob("**/*.xplane.pb"))
+            return summarize(device_kernels(ProfileData.from_file(str(path))), num_steps)
+
+
+def write_hlo(llm: LLM, directory: Path) -> None:
+    """The optimized HLO of every step shape compiled so far, a file each."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for bucket, step in llm.core.runner.compiled_steps.items():  # type: ignore[attr-defined]
+        name = f"{'decode' if bucket.decode_only else 'mixed'}-{bucket.num_tokens}-{bucket.sampler}.txt"
+        (directory / name).write_text(step.as_text())
+
+
+def print_report(report: dict[str, Any], console: Console) -> None:
+    kinds = ", ".join(f"{kind} {us / 1e3:.2f}" for kind, us in report["kinds_us"].items())
+    table = Table(
+        title=f"{report['case']}: {report['span_us'] / 1e3:.2f} ms a step, busy {report['busy_us'] / 1e3:.2f} ({kinds}); "
+        f"{report['kernels_a_step']:.0f} kernels; longest gap {report['longest_gap_us']:.0f} µs"
+    )
+    for column in ("kind", "kernel", "calls a step", "µs a step", "µs a call"):
+        table.add_column(column)
+    for row in report["kernels"][:24]:
+        table.add_row(
+            row["kind"], row["kernel"], f"{row['calls']:.1f}", f"{row['us']:.1f}", f"{row['us'] / row['calls']:.2f}"
+        )
+    console.print(table)
+
+
+def main() -> None:
+    """Read the command line, profile, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(ROOT / "benchmarks/models/llama-3.1-8b"), help="its config is enough")
+    parser.add_argument("--batch", type=int, nargs="*", default=[], help="decode steps of so many sequences")
+    parser.add_argument("--prefill", type=int, nargs="*", default=[], help="steps of one prompt of so many tokens")
+    parser.add_argument("--context", type=int, default=640, help="tokens of each sequence while decoding")
+    parser.add_argument("--steps", type=int, default=10, help="decode steps to record")
+    parser.add_argument("--tensor-parallel-size", type=int, default=1)
+    parser.add_argument("--hlo", type=Path, help="write the optimized HLO of the steps into this directory")
+    parser.add_argument("--output", type=Path, help="write the JSON here too")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    args = parser.parse_args()
+    if not args.batch and not args.prefill:
+        parser.error("nothing to do: give --batch or --prefill")
+    llm = LLM.from_config(
+        EngineConfig(
+            model=args.model,
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            max_model_len=8192,
+            enable_prefix_caching=False,
+            # Only the shapes that are asked for.
+            compile_ahead=False,
+            # The rest of the memory is left to the compiler, which tries kernels in it.
+            num_pages=20_000,
+            tensor_parallel_size=args.tensor_parallel_size,
+        )
+    )
+    profiler = StepProfiler(llm, args.steps)
+    reports = [profiler.decode(batch, args.context) for batch in args.batch]
+    reports += [profiler.prefill(num_tokens) for num_tokens in args.prefill]
+    if args.hlo:
+        write_hlo(llm, args.hlo)
+    record = {"device": llm.info.device_kind, "jax": jax.__version__, "model": Path(args.model).name, "cases": reports}
+    if args.output:
+        args.output.write_text(json.dumps(record, indent=1) + "\n")
+    if args.json:
+        json.dump(record, sys.stdout)
+        return
+    for report in reports:
+        print_report(report, Console(width=180))
+
+
+if __name__ == "__main__":
+    main()
