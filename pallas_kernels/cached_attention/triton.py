@@ -4,6 +4,7 @@ from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax_triton import triton_call  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
 from pallas_kernels.cached_attention import kernels
@@ -36,27 +37,41 @@ def cached_attention_triton(
     return paged_attention_triton(q, kv_pages, page_table, query_start_loc, seq_lens, **options), kv_pages
 
 
-def decode_work(seq_lens: jax.Array, window: int | None, target: int, block_n: int) -> jax.Array:
+def decode_work(seq_lens: jax.Array, window: int | None, max_keys: int, config: DecodeConfig, slots: int) -> jax.Array:
     """The work list [items, WORK_FIELDS] of `decode_kernel` for [S] sequences of one query each.
 
-    The keys written before this step are cut into chunks of 1/target of them all, so that one long sequence is spread
-    over many programs while short ones take one each. Every sequence has at least one chunk, padding too.
+    The keys written before this step are cut into chunks that run at the same time: as small as they can be while
+    there are no more of them than fill the card `slots` programs at a time, in as many rounds as there must be. So one
+    long sequence is spread over many programs while short ones take one each, and no round is left half empty. The
+    chunks of one sequence are of equal size, and every sequence has at least one, padding too.
     """
     num_seqs = seq_lens.shape[0]
+    num_items = slots * -(-num_seqs // slots)
     last = seq_lens - 1
     old = jnp.maximum(last if window is None else jnp.minimum(last, window - 1), 0)
-    chunk = jnp.maximum((jnp.sum(old) + target - 1) // target, 1)
-    chunk = (chunk + block_n - 1) // block_n * block_n
-    num_chunks = jnp.maximum((old + chunk - 1) // chunk, 1)
-    # Of chunks of 1/target of all keys, n sequences have at most target + n.
-    owner, first = assign(num_chunks, target + num_seqs)
+    sizes = np.array(_chunk_sizes(config.block_n, config.min_chunk, max_keys), np.int32)
+    counts = jnp.maximum((old[None] + sizes[:, None] - 1) // sizes[:, None], 1)
+    # The largest size holds a whole sequence and always fits.
+    too_many = jnp.sum(jnp.sum(counts, axis=1, dtype=jnp.int32) > num_items, dtype=jnp.int32)
+    num_chunks = counts[too_many]
+    chunk = (old + num_chunks - 1) // num_chunks
+    chunk = (chunk + config.block_n - 1) // config.block_n * config.block_n
+    owner, first = assign(num_chunks, num_items)
     seq = jnp.minimum(owner, num_seqs - 1)
-    index = jnp.arange(target + num_seqs, dtype=jnp.int32) - first[seq]
-    begin = jnp.maximum(last, 0)[seq] - old[seq] + index * chunk
-    end = jnp.minimum(begin + chunk, last[seq])
+    index = jnp.arange(num_items, dtype=jnp.int32) - first[seq]
+    begin = jnp.maximum(last, 0)[seq] - old[seq] + index * chunk[seq]
+    end = jnp.minimum(begin + chunk[seq], last[seq])
     fields = [jnp.where(owner < num_seqs, owner, -1), begin, end, index, num_chunks[seq], seq_lens[seq]]
     unused = [jnp.zeros_like(begin)] * (WORK_FIELDS - len(fields))
     return jnp.stack([*fields, *unused], axis=1)
+
+
+def _chunk_sizes(block_n: int, smallest: int, max_keys: int) -> list[int]:
+    """Sizes to choose from: multiples of block_n, each about a fifth above the last, up to max_keys."""
+    sizes = [-(-smallest // block_n) * block_n]
+    while sizes[-1] < max_keys:
+        sizes.append(sizes[-1] + max(1, sizes[-1] // (5 * block_n)) * block_n)
+    return sizes
 
 
 def _rotated(cos_sin: jax.Array | None, otherwise: jax.Array) -> tuple[jax.Array, int]:
@@ -106,9 +121,9 @@ def _decode(
 ) -> tuple[jax.Array, jax.Array]:
     num_seqs, num_kv_heads, rows, head_dim = qkv.shape
     group = rows - 2
-    config = config or decode_config(head_dim, group, qkv.dtype)
-    target = config.num_chunks(num_kv_heads)
-    work = decode_work(seq_lens, options["window"], target, config.block_n)
+    config = config or decode_config(head_dim, group, qkv.dtype, num_seqs)
+    max_keys = page_table.shape[1] * kv_pages.shape[2]
+    work = decode_work(seq_lens, options["window"], max_keys, config, config.num_chunks(num_kv_heads))
     num_items = work.shape[0]
     slopes = options["alibi_slopes"]
     table, rotated = _rotated(cos_sin, seq_lens)

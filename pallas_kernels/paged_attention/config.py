@@ -16,9 +16,10 @@ class DecodeConfig:
         block_n: keys a loop iteration.
         num_warps: warps a program.
         num_stages: depth of the software pipeline.
-        programs_per_sm: all keys of a batch are cut into about this many chunks an SM, but for sequences shorter than a
-            chunk. More balances better, fewer leaves less to merge.
+        programs_per_sm: programs that an SM holds at once; all keys of a batch are cut into about so many chunks. More
+            balances better, fewer leaves less to merge.
         merge_in_tail: the last program of a sequence merges its chunks; a second kernel does it otherwise.
+        min_chunk: keys that are not cut further: merging them would cost more.
     """
 
     block_n: int
@@ -26,10 +27,11 @@ class DecodeConfig:
     num_stages: int
     programs_per_sm: int = 4
     merge_in_tail: bool = True
+    min_chunk: int = 64
 
     def num_chunks(self, num_kv_heads: int) -> int:
         """Chunks that the keys of a whole batch are cut into, for each kv head."""
-        return -(-NUM_SMS * self.programs_per_sm // num_kv_heads)
+        return max(1, NUM_SMS * self.programs_per_sm // num_kv_heads)
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,18 @@ def padded_head_dim(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def decode_config(head_dim: int, group: int, dtype: DTypeLike) -> DecodeConfig:
-    """Tiles for decoding; keys and values of all stages must fit in shared memory, a few programs an SM."""
+def decode_config(head_dim: int, group: int, dtype: DTypeLike, num_seqs: int) -> DecodeConfig:
+    """Tiles for decoding; keys and values of all stages must fit in shared memory, a few programs an SM.
+
+    Measured for heads of 128: many programs of one warp read fastest, but for a few sequences there is too little to
+    read, and fewer programs of more warps have less to merge.
+    """
     if jnp.dtype(dtype).itemsize == 4:
         return DecodeConfig(block_n=32 if padded_head_dim(head_dim) <= 128 else 16, num_warps=8, num_stages=2)
     if padded_head_dim(head_dim) > 128 or group > 64:
         return DecodeConfig(block_n=32, num_warps=4, num_stages=3)
+    if num_seqs <= 4:
+        return DecodeConfig(block_n=128, num_warps=4, num_stages=3, min_chunk=128)
     return DecodeConfig(block_n=32, num_warps=1, num_stages=3, programs_per_sm=8)
 
 

@@ -82,7 +82,7 @@ def paged_attention_triton(
     """See `paged_attention`. `decode` and `prefill` override the tile sizes, for tuning."""
     num_tokens, num_kv_heads, group, head_dim = q.shape
     batch = _Batch(q, kv_pages, page_table, query_start_loc, seq_lens, scale, window, soft_cap, alibi_slopes)
-    decode = decode or decode_config(head_dim, group, q.dtype)
+    decode = decode or decode_config(head_dim, group, q.dtype, seq_lens.shape[0])
     if decode_only:
         return _decode(batch, decode, None)
     prefill = prefill or prefill_config(num_tokens, num_kv_heads, group, head_dim, q.dtype)
