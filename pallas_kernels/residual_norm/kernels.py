@@ -1,0 +1,40 @@
+"""The Triton kernel: one row a program, held in registers."""
+
+# mypy: ignore-errors
+# The body is Triton's language, which only looks like Python.
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def residual_norm_kernel(
+    x,
+    delta,
+    weight,
+    x_out,
+    normed_out,
+    eps: tl.constexpr,
+    KIND: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Row program_id(0): x + delta to x_out, and its norm to normed_out. Grid (T,)."""
+    row = tl.program_id(0).to(tl.int64) * D
+    d = tl.arange(0, BLOCK_D)
+    inside = d < D
+    scale = tl.load(weight + d, mask=inside, other=0.0)
+    total = tl.load(x + row + d, mask=inside, other=0.0).to(tl.float32)
+    total += tl.load(delta + row + d, mask=inside, other=0.0).to(tl.float32)
+    # The residual stream is kept in its own dtype, and what is normalised is what is kept.
+    stream = total.to(x_out.dtype.element_ty)
+    tl.store(x_out + row + d, stream, mask=inside)
+    total = stream.to(tl.float32)
+    normed = total * tl.rsqrt(tl.sum(total * total, 0) / D + eps)
+    if KIND == "rms":
+        out = (normed.to(stream.dtype).to(tl.float32) * scale.to(tl.float32)).to(stream.dtype)
+    elif KIND == "rms_plus_one":
+        out = (normed * (scale.to(tl.float32) + 1.0)).to(stream.dtype)
+    else:
+        out = (normed * scale.to(tl.float32)).to(stream.dtype)
+    tl.store(normed_out + row + d, out, mask=inside)

@@ -1,0 +1,27 @@
+"""The operation in plain jax.numpy, and the definition of the kinds of norm."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+NormKind = Literal["rms", "rms_rounded_last", "rms_plus_one"]
+
+
+def scale_normed(normed: jax.Array, weight: jax.Array, kind: NormKind, dtype: DTypeLike) -> jax.Array:
+    """Scale float32 values of mean square 1 by a norm's weight, rounded to `dtype` where the kind of norm does it."""
+    if kind == "rms":
+        return weight * normed.astype(dtype)
+    scale = weight.astype(jnp.float32)
+    return (normed * (scale + 1.0 if kind == "rms_plus_one" else scale)).astype(dtype)
+
+
+def residual_norm_reference(
+    x: jax.Array, delta: jax.Array, weight: jax.Array, *, eps: float, kind: NormKind
+) -> tuple[jax.Array, jax.Array]:
+    """See `residual_norm`."""
+    x = x + delta
+    x32 = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+    return x, scale_normed(x32 * jax.lax.rsqrt(mean_square + eps), weight, kind, x.dtype)
