@@ -221,7 +221,9 @@ def check_step(mesh: Mesh, bucket: Bucket) -> list[str]:
     calls = [line for line in text.splitlines() if 'custom_call_target="triton_kernel_call_ffi"' in line]
     # All of the sampler are given the logits.
     attention = [line for line in calls if f"f32[{bucket.num_seqs},{MODEL.vocab_size}]" not in line]
-    print(f"{bucket}: {len(thunks)} thunks, {len(calls)} Triton calls, {memory.temp_size_in_bytes} bytes of temporaries")
+    print(
+        f"{bucket}: {len(thunks)} thunks, {len(calls)} Triton calls, {memory.temp_size_in_bytes} bytes of temporaries"
+    )
 
     problems = []
     if memory.alias_size_in_bytes < pool_bytes:

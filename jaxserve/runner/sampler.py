@@ -38,7 +38,17 @@ def sample(
     Returns:
         [S] int32 token ids.
     """
-    logits = _suppress(logits, params)
+    return draw(_suppress(logits, params), positions, params, implementation=implementation)
+
+
+def draw(
+    logits: jax.Array,
+    positions: jax.Array,
+    params: dict[str, jax.Array],
+    *,
+    implementation: Implementation | None = None,
+) -> jax.Array:
+    """`sample` without holding any tokens back."""
     greedy = sample_greedy(logits)
     best = logits.max(axis=-1)
     temperature = params["temperature"]

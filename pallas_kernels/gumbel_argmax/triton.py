@@ -5,12 +5,8 @@ import jax.numpy as jnp
 from jax_triton import triton_call  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
 from pallas_kernels.gumbel_argmax import kernels
+from pallas_kernels.gumbel_argmax.config import DrawConfig
 from pallas_kernels.platform import PTX_VERSION
-
-# Tokens a program: few enough that one row fills a quarter of the card. And how many of them are worth listing, so
-# that noise is made for these alone. Reasoned, not tuned.
-CHUNK = 4096
-FEW = 512
 
 
 def gumbel_argmax_triton(
@@ -21,12 +17,12 @@ def gumbel_argmax_triton(
     seeds: jax.Array,
     positions: jax.Array,
     *,
-    chunk: int = CHUNK,
-    few: int = FEW,
+    config: DrawConfig | None = None,
 ) -> jax.Array:
-    """See `gumbel_argmax`. `chunk` and `few`, powers of two, override the sizes, for tests and tuning."""
+    """See `gumbel_argmax`. `config` overrides the sizes, for tests and tuning."""
+    config = config or DrawConfig()
     num_rows, vocab_size = logits.shape
-    chunks = -(-vocab_size // chunk)
+    chunks = -(-vocab_size // config.chunk)
     values, ids, _ = triton_call(
         logits,
         best,
@@ -39,16 +35,16 @@ def gumbel_argmax_triton(
         out_type=(
             jax.ShapeDtypeStruct((num_rows, chunks), jnp.float32),
             jax.ShapeDtypeStruct((num_rows, chunks), jnp.int32),
-            jax.ShapeDtypeStruct((num_rows, chunks, few), jnp.int32),
+            jax.ShapeDtypeStruct((num_rows, chunks, config.few), jnp.int32),
         ),
         grid=(chunks, num_rows),
-        num_warps=8,
+        num_warps=config.num_warps,
         num_stages=1,
         backend_options={"ptx_version": PTX_VERSION},
         V=vocab_size,
         CHUNKS=chunks,
-        CHUNK=chunk,
-        FEW=few,
+        CHUNK=config.chunk,
+        FEW=config.few,
     )
     winner = jnp.argmax(values, axis=-1)
     drawn: jax.Array = jnp.take_along_axis(ids, winner[:, None], axis=-1)[:, 0]

@@ -67,6 +67,4 @@ def _check(logits: jax.Array, *rows: jax.Array) -> None:
     for name, row in zip(names, rows, strict=True):
         dtype = jnp.int32 if name == "top_k" else jnp.float32
         if row.shape != logits.shape[:1] or row.dtype != dtype:
-            raise ValueError(
-                f"{name} must be [{logits.shape[0]}] {jnp.dtype(dtype).name}; got {row.shape} {row.dtype}"
-            )
+            raise ValueError(f"{name} must be [{logits.shape[0]}] {jnp.dtype(dtype).name}; got {row.shape} {row.dtype}")

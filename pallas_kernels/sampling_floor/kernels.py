@@ -1,9 +1,9 @@
 """The Triton kernels of sampling_floor. Host code in `triton.py` launches them one after the other.
 
-A token is dropped when the tokens above it measure up to a target: for top_k they are counted, and the target is k; for
-top_p their weights exp((logit - best) / temperature) are added up, and the target is top_p of the whole. So the floor is
-found as a quantile is: measure the tokens from each of a few pivots up, and go on between the two pivots that the
-target lies between. A row with both is narrowed by top_k alone, and the search that ends it does both in turn.
+A token is dropped when the tokens above it measure up to a target: for top_k they are counted, and the target is k;
+for top_p their weights exp((logit - best) / temperature) are added up, and the target is top_p of the whole. So the
+floor is found as a quantile is: measure the tokens from each of a few pivots up, and go on between the two pivots that
+the target lies between. A row with both is narrowed by top_k alone, and the search that ends it does both in turn.
 
 All sums are made in an order that depends on the row alone, or in whole numbers: a row's floor is always the same.
 """

@@ -17,6 +17,7 @@ import triton.language as tl
 
 import pallas_kernels.gumbel_argmax.triton as drawing
 import pallas_kernels.sampling_floor.triton as cutting
+from pallas_kernels.gumbel_argmax.config import DrawConfig
 from pallas_kernels.gumbel_argmax.kernels import _gumbel
 from pallas_kernels.sampling_floor.config import FloorConfig
 from tests.pallas_kernels.interpreted_triton import _Buffer, interpret
@@ -47,10 +48,10 @@ def main(directory: Path) -> None:
         rows = {name: jnp.asarray(case[name]) for name in case.files if name != "options"}
         logits, best, temperature = rows["logits"], rows["best"], rows["temperature"]
         restrictions = rows["top_k"], rows["top_p"], rows["min_p"]
-        config = FloorConfig(**options["floor"])
-        floor = cutting.sampling_floor_triton(logits, best, temperature, *restrictions, config=config)
+        cut, draw = FloorConfig(**options["floor"]), DrawConfig(**options["draw"])
+        floor = cutting.sampling_floor_triton(logits, best, temperature, *restrictions, config=cut)
         tokens = drawing.gumbel_argmax_triton(
-            logits, best, floor, temperature, rows["seeds"], rows["positions"], **options["draw"]
+            logits, best, floor, temperature, rows["seeds"], rows["positions"], config=draw
         )
         noise = noise_of(case["seeds"][:2], case["positions"][:2], logits.shape[1])
         np.savez(path.with_name(f"{path.stem}-out.npz"), floor=floor, tokens=tokens, noise=noise)
