@@ -5,9 +5,10 @@
         --with nvidia-cuda-nvcc --with nvidia-nvvm scripts/compile_gate.py
 
 Kernels: no register spilled to memory; wgmma, Hopper's matrix instruction, in the prefill kernel of 16-bit inputs; keys
-and values fetched ahead by cp.async. Steps: all of the KV pool written in place and none of it copied, everything in
-one command buffer (CUDA graph), the kernels' work laid out once and not in each layer. There is no autotuning in it, so
-it says nothing of which matrix kernels the GPU would choose. Takes about a minute.
+and values fetched ahead by cp.async. The sampler: no second array as large as the logits. Steps: all of the KV pool
+written in place and none of it copied, everything in one command buffer (CUDA graph), no sort and no loop, the kernels'
+work laid out once and not in each layer. There is no autotuning in it, so it says nothing of which matrix kernels the
+GPU would choose. Takes about a minute.
 """
 
 import os
@@ -43,9 +44,13 @@ from jaxserve.runner.buckets import Bucket, Buckets, SamplerKind  # noqa: E402
 from jaxserve.runner.kv_pool import KVPoolSpec  # noqa: E402
 from jaxserve.runner.model_runner import StepCompiler  # noqa: E402
 from jaxserve.sharding import make_mesh  # noqa: E402
+from pallas_kernels import platform  # noqa: E402
 from pallas_kernels.cached_attention import cached_attention  # noqa: E402
+from pallas_kernels.gumbel_argmax import gumbel_argmax  # noqa: E402
 from pallas_kernels.paged_attention import api  # noqa: E402
 from pallas_kernels.paged_attention.arg_specs import HEADS, HeadSpec  # noqa: E402
+from pallas_kernels.sampling_floor import sampling_floor  # noqa: E402
+from pallas_kernels.sampling_floor.arg_specs import VOCABULARIES  # noqa: E402
 
 NUM_LAYERS = 4
 MODEL = ModelConfig(
@@ -58,8 +63,18 @@ MODEL = ModelConfig(
     head_dim=128,
     intermediate_size=2048,
 )
-# (tokens, decode only) of the buckets that are compiled.
-STEPS = ((1, True), (256, True), (512, False), (8192, False))
+# (tokens, decode only, sampler) of the buckets that are compiled.
+STEPS = (
+    (1, True, SamplerKind.GREEDY),
+    (256, True, SamplerKind.GREEDY),
+    (512, False, SamplerKind.GREEDY),
+    (8192, False, SamplerKind.GREEDY),
+    (1, True, SamplerKind.FULL),
+    (256, True, SamplerKind.FULL),
+    (512, False, SamplerKind.FULL),
+)
+# Four of sampling_floor and one of gumbel_argmax.
+SAMPLER_KERNELS = 5
 
 
 @dataclass(frozen=True)
@@ -144,6 +159,34 @@ def check_kernels(mesh: Mesh, heads: HeadSpec, dtype: str) -> list[str]:
     return problems
 
 
+def check_sampler(mesh: Mesh, num_rows: int, vocab_size: int) -> list[str]:
+    """What is wrong with the kernels that restrict and draw."""
+
+    def abstract(*shape: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    row, ids = abstract(num_rows), abstract(num_rows, dtype="int32")
+    seeds = abstract(num_rows, 2, dtype="int32")
+
+    def draw(logits: Any, best: Any, temperature: Any, k: Any, p: Any, min_p: Any, seeds: Any, positions: Any) -> Any:
+        floor = sampling_floor(logits, best, temperature, k, p, min_p, implementation="triton")
+        return gumbel_argmax(logits, best, floor, temperature, seeds, positions, implementation="triton")
+
+    args = (abstract(num_rows, vocab_size), row, row, ids, row, row, seeds, ids)
+    with recorded_kernels() as kernels:
+        compiled = jax.jit(draw).trace(*args).lower().compile()
+    where = f"sampler, {num_rows} rows of {vocab_size}"
+    temporaries = compiled.memory_analysis().temp_size_in_bytes
+    spilled = {kernel.name: kernel.spilled_bytes() for kernel in kernels}
+    print(f"{where}: {temporaries} bytes of temporaries, spilled {spilled}", flush=True)
+    problems = [f"{where}: {name}: {size} bytes spilled" for name, size in spilled.items() if size]
+    if len(spilled) != SAMPLER_KERNELS:
+        problems.append(f"{where}: {len(spilled)} kernels")
+    if temporaries >= 4 * num_rows * vocab_size:
+        problems.append(f"{where}: {temporaries} bytes of temporaries would hold the logits again")
+    return problems
+
+
 class AbstractModel:
     """A model of shapes only, for StepCompiler."""
 
@@ -167,6 +210,7 @@ def check_step(mesh: Mesh, bucket: Bucket) -> list[str]:
         recorded_kernels(),
         mock.patch.object(api, "TRITON_BY_DEFAULT", True),
         mock.patch.object(api, "_triton_can_run", lambda: True),
+        mock.patch.object(platform, "triton_can_run", lambda: True),
     ):
         step: Any = StepCompiler(model, model.weights, mesh, pool, 256, 256).compile(bucket)
     pool_bytes = pool.num_pages * pool.page_bytes
@@ -174,8 +218,12 @@ def check_step(mesh: Mesh, bucket: Bucket) -> list[str]:
     text = step.as_text()
     thunks = next(Path(DUMP.name).glob("*run_step*thunk_sequence_after_thunk_passes.txt")).read_text().splitlines()
     outside = [line for line in thunks if line[:1].isdigit()]
-    calls = text.count('custom_call_target="triton_kernel_call_ffi"')
-    print(f"{bucket}: {len(thunks)} thunks, {calls} Triton calls, {memory.temp_size_in_bytes} bytes of temporaries")
+    calls = [line for line in text.splitlines() if 'custom_call_target="triton_kernel_call_ffi"' in line]
+    # All of the sampler are given the logits.
+    attention = [line for line in calls if f"f32[{bucket.num_seqs},{MODEL.vocab_size}]" not in line]
+    print(
+        f"{bucket}: {len(thunks)} thunks, {len(calls)} Triton calls, {memory.temp_size_in_bytes} bytes of temporaries"
+    )
 
     problems = []
     if memory.alias_size_in_bytes < pool_bytes:
@@ -186,10 +234,14 @@ def check_step(mesh: Mesh, bucket: Bucket) -> list[str]:
         problems.append("the pool is copied")
     if len(outside) != 1 or "kCommandBuffer" not in outside[0]:
         problems.append(f"not one command buffer, but {[line[5:40].strip() for line in outside[:8]]}")
-    if calls != NUM_LAYERS * (1 if bucket.decode_only else 3):
-        problems.append(f"{calls} Triton calls in {NUM_LAYERS} layers")
+    if len(attention) != NUM_LAYERS * (1 if bucket.decode_only else 3):
+        problems.append(f"{len(attention)} calls of attention in {NUM_LAYERS} layers")
+    if len(calls) - len(attention) != (SAMPLER_KERNELS if bucket.sampler is SamplerKind.FULL else 0):
+        problems.append(f"{len(calls) - len(attention)} Triton calls in the sampler")
+    if loops := re.findall(r" (?:sort|while)\(|DeviceRadixSort", text):
+        problems.append(f"sorts or loops: {loops}")
     # An operand says which sequence each program works for: one array for each of the kernels that attend.
-    operands = re.findall(r' custom-call\(([^)]*)\), custom_call_target="triton_kernel_call_ffi"', text)
+    operands = [re.findall(r" custom-call\(([^)]*)\)", line)[0] for line in attention]
     plans = {names.split(", ")[4 if bucket.decode_only else 5] for names in operands if names.count(", ") > 4}
     if len(plans) != (1 if bucket.decode_only else 2):
         problems.append(f"work is laid out {len(plans)} times: {sorted(plans)}")
@@ -203,10 +255,11 @@ def main() -> int:
         problems += check_kernels(mesh, heads, "bfloat16")
         if name in ("llama-3-8b", "gemma-2-9b"):
             problems += check_kernels(mesh, heads, "float32")
+    for vocab_size in VOCABULARIES.values():
+        problems += check_sampler(mesh, 256, vocab_size)
     buckets = {
-        (b.num_tokens, b.decode_only): b
+        (b.num_tokens, b.decode_only, b.sampler): b
         for b in Buckets(max_num_seqs=256, max_num_batched_tokens=8192, page_size=16, split_decode=True)
-        if b.sampler is SamplerKind.GREEDY
     }
     for step in STEPS:
         problems += check_step(mesh, buckets[step])

@@ -11,8 +11,9 @@ from jaxserve.request import SamplingParams
 from jaxserve.runner.buckets import Bucket, SamplerKind
 from jaxserve.runner.input_batch import InputBatch
 from jaxserve.runner.packing import packed_layout
-from jaxserve.runner.sampler import _restrict, sample
+from jaxserve.runner.sampler import sample
 from jaxserve.step import SlotAssignment, StepPlan
+from pallas_kernels.sampling_floor import sampling_floor
 
 VOCAB_SIZE = 32
 NUM_ROWS = 4096
@@ -130,8 +131,8 @@ def test_top_p_of_1_keeps_even_the_least_probable_tokens() -> None:
     """Running sums of 32-bit floats reach the whole before the last tokens do."""
     logits = 3.0 * jax.random.normal(jax.random.key(0), (2, 50_000))
     everything = jnp.full(2, 2**31 - 1, jnp.int32)
-    kept = _restrict(logits, everything, jnp.ones(2), jnp.zeros(2))
-    assert bool(jnp.isfinite(kept).all())
+    floor = sampling_floor(logits, logits.max(axis=-1), jnp.ones(2), everything, jnp.ones(2), jnp.zeros(2))
+    assert bool((logits >= floor[:, None]).all())
 
 
 def test_the_same_seed_gives_the_same_token_in_any_row_beside_any_others() -> None:
