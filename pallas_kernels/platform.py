@@ -1,12 +1,33 @@
-"""What the machine can run, for `implementation=None`."""
+"""What the machine can run, and what `implementation=None` therefore stands for."""
 
 from functools import cache
 from importlib.util import find_spec
+from typing import Literal, get_args
 
 import jax
 
 # What XLA's assembler of CUDA 12.8 and later reads; Triton's newest default may be ahead of it.
 PTX_VERSION = 87
+
+
+Implementation = Literal["reference", "triton"]
+
+
+def pick_implementation(asked: Implementation | None, *, takes_triton: bool = True) -> Implementation:
+    """What computes an operation: the implementation asked for, or the best that can run.
+
+    Args:
+        asked: what the caller named; None leaves the choice.
+        takes_triton: whether the Triton kernels take these arguments at all.
+
+    Raises:
+        ValueError: there is no such implementation.
+    """
+    if asked is None:
+        return "triton" if takes_triton and triton_can_run() else "reference"
+    if asked not in get_args(Implementation):
+        raise ValueError(f"unknown implementation {asked!r}; there are: {', '.join(get_args(Implementation))}")
+    return asked
 
 
 @cache

@@ -47,7 +47,6 @@ from jaxserve.sharding import make_mesh  # noqa: E402
 from pallas_kernels import platform  # noqa: E402
 from pallas_kernels.cached_attention import cached_attention  # noqa: E402
 from pallas_kernels.gumbel_argmax import gumbel_argmax  # noqa: E402
-from pallas_kernels.paged_attention import api  # noqa: E402
 from pallas_kernels.paged_attention.arg_specs import HEADS, HeadSpec  # noqa: E402
 from pallas_kernels.sampling_floor import sampling_floor  # noqa: E402
 from pallas_kernels.sampling_floor.arg_specs import VOCABULARIES  # noqa: E402
@@ -208,8 +207,6 @@ def check_step(mesh: Mesh, bucket: Bucket) -> list[str]:
         old.unlink()
     with (
         recorded_kernels(),
-        mock.patch.object(api, "TRITON_BY_DEFAULT", True),
-        mock.patch.object(api, "_triton_can_run", lambda: True),
         mock.patch.object(platform, "triton_can_run", lambda: True),
     ):
         step: Any = StepCompiler(model, model.weights, mesh, pool, 256, 256).compile(bucket)

@@ -5,8 +5,8 @@
     python scripts/profile_step.py --prefill 8192                    # steps of one prompt chunk
     python scripts/profile_step.py --batch 32 --hlo DIRECTORY        # the optimized HLO of the steps that ran, besides
 
-The engine runs as it serves, with CUDA graphs, under JAX's profiler. Busy time is the union of all kernels; a gap is the
-time from the end of one to the start of the next. The profiler slows the host, so gaps here are upper bounds, and
+The engine runs as it serves, with CUDA graphs, under JAX's profiler. Busy time is the union of all kernels; a gap is
+the time from the end of one to the start of the next. The profiler slows the host, so gaps here are upper bounds, and
 scripts/bench_step.py is what measures the step itself.
 """
 
@@ -71,8 +71,24 @@ def device_kernels(profile: ProfileData) -> list[Kernel]:
     return sorted((Kernel(e.name, e.start_ns / 1e3, e.duration_ns / 1e3) for e in events), key=lambda k: k.start)
 
 
-def summarize(kernels: list[Kernel], num_steps: int) -> dict[str, Any]:
+def whole_steps(kernels: list[Kernel]) -> tuple[list[Kernel], int]:
+    """The kernels of the whole steps in a record, and how many steps they are.
+
+    Each step begins with the copy of its packed array to the device. The first two, while the profiler starts, and the
+    last, cut off, are left out.
+
+    Raises:
+        RuntimeError: no step is left.
+    """
+    begins = [i for i, kernel in enumerate(kernels) if kernel.name == "MemcpyH2D"]
+    if len(begins) < 4:
+        raise RuntimeError(f"{len(begins)} steps were recorded, and the first two and the last do not count")
+    return kernels[begins[2] : begins[-1]], len(begins) - 3
+
+
+def summarize(kernels: list[Kernel]) -> dict[str, Any]:
     """Busy time a step by kind and by kernel, and the gaps, in microseconds."""
+    kernels, num_steps = whole_steps(kernels)
     families: dict[tuple[str, str], list[float]] = defaultdict(list)
     for kernel in kernels:
         families[kernel.kind, kernel.family].append(kernel.duration)
@@ -112,7 +128,8 @@ class StepProfiler:
 
     def decode(self, batch: int, context: int) -> dict[str, Any]:
         """Steps in which each of `batch` sequences of about `context` tokens takes one token."""
-        self._add(batch, context, self._num_steps + 16)
+        # Prompts may take several steps to compute; the first must not have ended when the last begins.
+        self._add(batch, context, self._num_steps + 16 + batch * context // 4096)
         self._step_until(lambda gained: gained == batch)
         for _ in range(8):
             self._core.step()
@@ -124,10 +141,10 @@ class StepProfiler:
         """Steps that each compute one prompt of num_tokens."""
         self._add(2, num_tokens, 1)
         self._drain()
-        self._add(4, num_tokens, 1)
-        report = self._record(5)
+        self._add(8, num_tokens, 1)
+        report = self._record(8)
         self._drain()
-        return {"case": f"prefill of {num_tokens}", **report, "steps": 4}
+        return {"case": f"prefill of {num_tokens}", **report}
 
     def _add(self, batch: int, num_in: int, num_out: int) -> None:
         self._runs += 1
@@ -154,7 +171,7 @@ class StepProfiler:
                 for _ in range(num_steps):
                     self._core.step()
             path = next(Path(directory).glob("**/*.xplane.pb"))
-            return summarize(device_kernels(ProfileData.from_file(str(path))), num_steps)
+            return summarize(device_kernels(ProfileData.from_file(str(path))))
 
 
 def write_hlo(llm: LLM, directory: Path) -> None:
@@ -167,8 +184,9 @@ def write_hlo(llm: LLM, directory: Path) -> None:
 
 def print_report(report: dict[str, Any], console: Console) -> None:
     kinds = ", ".join(f"{kind} {us / 1e3:.2f}" for kind, us in report["kinds_us"].items())
+    span, busy = report["span_us"] / 1e3, report["busy_us"] / 1e3
     table = Table(
-        title=f"{report['case']}: {report['span_us'] / 1e3:.2f} ms a step, busy {report['busy_us'] / 1e3:.2f} ({kinds}); "
+        title=f"{report['case']}: {span:.2f} ms a step, busy {busy:.2f} ({kinds}); "
         f"{report['kernels_a_step']:.0f} kernels; longest gap {report['longest_gap_us']:.0f} µs"
     )
     for column in ("kind", "kernel", "calls a step", "µs a step", "µs a call"):

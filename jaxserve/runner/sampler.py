@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.gumbel_argmax import gumbel_argmax
-from pallas_kernels.sampling_floor import Implementation, sampling_floor
+from pallas_kernels.platform import Implementation
+from pallas_kernels.sampling_floor import sampling_floor
 
 
 def sample_greedy(logits: jax.Array) -> jax.Array:

@@ -3,7 +3,8 @@
 import jax
 
 from pallas_kernels.cached_attention.reference import cached_attention_reference
-from pallas_kernels.paged_attention.api import Implementation, ScoreOptions, check_scores, pick_implementation
+from pallas_kernels.paged_attention.api import ScoreOptions, check_scores, pick_attention
+from pallas_kernels.platform import Implementation
 
 
 def cached_attention(
@@ -64,7 +65,7 @@ def cached_attention(
     options: ScoreOptions = {"scale": scale, "window": window, "soft_cap": soft_cap, "alibi_slopes": alibi_slopes}
     check_scores((num_kv_heads, rows - 2), options)
     arguments = (qkv, cos_sin, kv_pages, slot_mapping, page_table, query_start_loc, seq_lens)
-    if pick_implementation(implementation, qkv.dtype, kv_pages.dtype) == "reference":
+    if pick_attention(implementation, qkv.dtype, kv_pages.dtype) == "reference":
         return cached_attention_reference(*arguments, **options)
     # Loaded only here: jax_triton is not needed where the reference runs.
     from pallas_kernels.cached_attention.triton import cached_attention_triton

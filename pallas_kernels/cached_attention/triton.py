@@ -10,7 +10,8 @@ from jax_triton import triton_call  # type: ignore[import-not-found, import-unty
 from pallas_kernels.cached_attention import kernels
 from pallas_kernels.paged_attention import ScoreOptions
 from pallas_kernels.paged_attention.config import DecodeConfig, decode_config, padded_head_dim
-from pallas_kernels.paged_attention.triton import LOG2_E, PTX_VERSION, assign, paged_attention_triton
+from pallas_kernels.paged_attention.triton import LOG2_E, assign, paged_attention_triton
+from pallas_kernels.platform import PTX_VERSION
 
 WORK_FIELDS = 8  # so that an item lies in one sector of the memory; the last two are unused
 # Values that a merging program holds at once.

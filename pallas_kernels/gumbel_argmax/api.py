@@ -1,14 +1,10 @@
 """The public operation: checks its arguments and picks an implementation."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import platform
 from pallas_kernels.gumbel_argmax.reference import gumbel_argmax_reference
-
-Implementation = Literal["reference", "triton"]
+from pallas_kernels.platform import Implementation, pick_implementation
 
 
 def gumbel_argmax(
@@ -45,15 +41,11 @@ def gumbel_argmax(
         ValueError: shapes or dtypes contradict what is said here, or the implementation is unknown.
     """
     _check(logits, seeds, best=best, floor=floor, temperature=temperature, positions=positions)
-    if implementation is None:
-        implementation = "triton" if platform.triton_can_run() else "reference"
-    if implementation == "triton":
+    if pick_implementation(implementation) == "triton":
         # Loaded only here: jax_triton is not needed where the reference runs.
         from pallas_kernels.gumbel_argmax.triton import gumbel_argmax_triton
 
         return gumbel_argmax_triton(logits, best, floor, temperature, seeds, positions)
-    if implementation != "reference":
-        raise ValueError(f"unknown implementation {implementation!r}; there are: reference, triton")
     return gumbel_argmax_reference(logits, best, floor, temperature, seeds, positions)
 
 

@@ -1,18 +1,12 @@
 """The public operation: checks its arguments and picks an implementation."""
 
-from functools import cache
-from importlib.util import find_spec
-from typing import Literal, TypedDict, get_args
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.paged_attention.reference import paged_attention_reference
-
-Implementation = Literal["reference", "triton"]
-
-# Whether None may pick the Triton kernels where they can run.
-TRITON_BY_DEFAULT = True
+from pallas_kernels.platform import Implementation, pick_implementation
 
 
 class ScoreOptions(TypedDict):
@@ -73,7 +67,7 @@ def paged_attention(
     options: ScoreOptions = {"scale": scale, "window": window, "soft_cap": soft_cap, "alibi_slopes": alibi_slopes}
     check_scores(q.shape[1:3], options)
     arguments = (q, kv_pages, page_table, query_start_loc, seq_lens)
-    if pick_implementation(implementation, q.dtype, kv_pages.dtype) == "reference":
+    if pick_attention(implementation, q.dtype, kv_pages.dtype) == "reference":
         return paged_attention_reference(*arguments, **options)
     # Loaded only here: jax_triton is not needed where the reference runs.
     from pallas_kernels.paged_attention.triton import paged_attention_triton
@@ -81,29 +75,19 @@ def paged_attention(
     return paged_attention_triton(*arguments, **options, decode_only=decode_only)
 
 
-def pick_implementation(asked: Implementation | None, dtype: jnp.dtype, pool_dtype: jnp.dtype) -> Implementation:
+def pick_attention(asked: Implementation | None, dtype: jnp.dtype, pool_dtype: jnp.dtype) -> Implementation:
     """What computes attention for queries and a pool of these dtypes.
 
     Raises:
         ValueError: the one asked for is unknown, or does not take these dtypes.
     """
-    takes_dtype = dtype == pool_dtype and dtype in (jnp.bfloat16, jnp.float16, jnp.float32)
-    if asked is None:
-        return "triton" if TRITON_BY_DEFAULT and takes_dtype and _triton_can_run() else "reference"
-    if asked not in get_args(Implementation):
-        raise ValueError(f"unknown implementation {asked!r}; there are: {', '.join(get_args(Implementation))}")
-    if asked == "triton" and not takes_dtype:
+    takes_triton = dtype == pool_dtype and dtype in (jnp.bfloat16, jnp.float16, jnp.float32)
+    picked = pick_implementation(asked, takes_triton=takes_triton)
+    if picked == "triton" and not takes_triton:
         raise ValueError(
             f"triton needs q and kv_pages of one dtype, bfloat16, float16 or float32; got {dtype} and {pool_dtype}"
         )
-    return asked
-
-
-@cache
-def _triton_can_run() -> bool:
-    device = jax.devices()[0]
-    is_cuda = device.platform == "gpu" and "rocm" not in device.client.platform_version.lower()
-    return is_cuda and find_spec("jax_triton") is not None
+    return picked
 
 
 def _check(

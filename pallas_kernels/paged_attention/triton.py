@@ -22,10 +22,9 @@ from pallas_kernels.paged_attention.config import (
     padded_head_dim,
     prefill_config,
 )
+from pallas_kernels.platform import PTX_VERSION
 
 LOG2_E = math.log2(math.e)
-# What XLA's assembler of CUDA 12.8 and later reads; Triton's newest default may be ahead of it.
-PTX_VERSION = 87
 
 
 class _Batch(NamedTuple):

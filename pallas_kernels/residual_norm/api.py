@@ -4,10 +4,8 @@ from typing import get_args
 
 import jax
 
-from pallas_kernels import platform
+from pallas_kernels.platform import Implementation, pick_implementation
 from pallas_kernels.residual_norm.reference import NormKind, residual_norm_reference
-
-Implementation = platform.Implementation
 
 
 def residual_norm(
@@ -41,11 +39,12 @@ def residual_norm(
     """
     if x.ndim != 2 or delta.shape != x.shape or weight.shape != x.shape[1:] or delta.dtype != x.dtype:
         raise ValueError(
-            f"x {x.dtype}{x.shape} and delta {delta.dtype}{delta.shape} must be one [T, D], and weight {weight.shape} [D]"
+            f"x {x.dtype}{x.shape} and delta {delta.dtype}{delta.shape} must both be [T, D], and weight [D]; "
+            f"it is {weight.shape}"
         )
     if kind not in get_args(NormKind):
         raise ValueError(f"unknown kind {kind!r}; there are: {', '.join(get_args(NormKind))}")
-    if platform.pick_implementation(implementation) == "reference":
+    if pick_implementation(implementation) == "reference":
         return residual_norm_reference(x, delta, weight, eps=eps, kind=kind)
     # Loaded only here: jax_triton is not needed where the reference runs.
     from pallas_kernels.residual_norm.triton import residual_norm_triton

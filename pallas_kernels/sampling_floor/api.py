@@ -1,14 +1,10 @@
 """The public operation: checks its arguments and picks an implementation."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import platform
+from pallas_kernels.platform import Implementation, pick_implementation
 from pallas_kernels.sampling_floor.reference import sampling_floor_reference
-
-Implementation = Literal["reference", "triton"]
 
 
 def sampling_floor(
@@ -48,15 +44,11 @@ def sampling_floor(
         ValueError: shapes or dtypes contradict what is said here, or the implementation is unknown.
     """
     _check(logits, best, temperature, top_k, top_p, min_p)
-    if implementation is None:
-        implementation = "triton" if platform.triton_can_run() else "reference"
-    if implementation == "triton":
+    if pick_implementation(implementation) == "triton":
         # Loaded only here: jax_triton is not needed where the reference runs.
         from pallas_kernels.sampling_floor.triton import sampling_floor_triton
 
         return sampling_floor_triton(logits, best, temperature, top_k, top_p, min_p)
-    if implementation != "reference":
-        raise ValueError(f"unknown implementation {implementation!r}; there are: reference, triton")
     return sampling_floor_reference(logits, best, temperature, top_k, top_p, min_p)
 
 

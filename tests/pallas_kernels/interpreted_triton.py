@@ -18,11 +18,13 @@ import numpy as np
 
 import pallas_kernels.cached_attention.triton as cached
 import pallas_kernels.paged_attention.triton as paged
+import pallas_kernels.residual_norm.triton as norm
 from pallas_kernels.paged_attention.config import DecodeConfig, PrefillConfig
 
 BATCH = ("page_table", "query_start_loc", "seq_lens")
 ARGUMENTS = {
     "paged_attention": ("q", "kv_pages", *BATCH),
+    "residual_norm": ("x", "delta", "weight"),
     "cached_attention": ("qkv", "cos_sin", "kv_pages", "slot_mapping", *BATCH),
 }
 
@@ -80,6 +82,8 @@ def run(case: Any) -> tuple[jax.Array, ...]:
     options = json.loads(str(case["options"]))
     operation = options.pop("operation")
     arguments = [jnp.asarray(case[name]) if name in case else None for name in ARGUMENTS[operation]]
+    if operation == "residual_norm":
+        return norm.residual_norm_triton(*arguments, **options)
     options["decode"] = DecodeConfig(**options["decode"])
     options["alibi_slopes"] = jnp.asarray(case["alibi_slopes"]) if "alibi_slopes" in case else None
     if operation == "cached_attention":
@@ -89,7 +93,7 @@ def run(case: Any) -> tuple[jax.Array, ...]:
 
 
 def main(directory: Path) -> None:
-    paged.triton_call = cached.triton_call = interpret
+    paged.triton_call = cached.triton_call = norm.triton_call = interpret
     for path in sorted(directory.glob("*.npz")):
         results = run(np.load(path))
         np.savez(path.with_suffix(".out.npz"), *map(np.asarray, results))

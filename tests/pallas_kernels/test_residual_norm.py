@@ -1,0 +1,54 @@
+"""Residual sum and norm: the reference against its definition in float64, the Triton kernel against the reference."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.residual_norm import residual_norm
+from tests.pallas_kernels.interpreter import KernelCase, interpret_cases
+
+KINDS = ("rms", "rms_rounded_last", "rms_plus_one")
+SIZES = (64, 100)  # a power of two and none
+EPS = 1e-5
+
+
+def arguments(size: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(size)
+    x, delta = rng.standard_normal((2, 5, size)).astype(np.float32)
+    return {"x": x, "delta": delta, "weight": rng.standard_normal(size).astype(np.float32)}
+
+
+@pytest.fixture(scope="module")
+def kernel_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[np.ndarray]]:
+    cases = {
+        f"{kind} {size}": KernelCase(arguments(size), {"operation": "residual_norm", "eps": EPS, "kind": kind})
+        for kind in KINDS
+        for size in SIZES
+    }
+    return interpret_cases(tmp_path_factory.mktemp("cases"), cases)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_sum_is_kept_and_its_norm_scaled_by_the_weight(
+    kind: str, size: int, kernel_results: dict[str, list[np.ndarray]]
+) -> None:
+    args = arguments(size)
+    x, delta, weight = (a.astype(np.float64) for a in args.values())
+    stream = x + delta
+    scale = weight + 1 if kind == "rms_plus_one" else weight
+    normed = stream / np.sqrt((stream**2).mean(-1, keepdims=True) + EPS) * scale
+    reference = residual_norm(*map(jnp.asarray, args.values()), eps=EPS, kind=kind)
+    for results in (reference, kernel_results[f"{kind} {size}"]):
+        np.testing.assert_allclose(results[0], stream, atol=1e-6)
+        np.testing.assert_allclose(results[1], normed, atol=1e-5)
+
+
+def test_shapes_dtypes_and_kinds_that_do_not_fit_are_refused() -> None:
+    x, delta, weight = (jnp.asarray(a) for a in arguments(64).values())
+    with pytest.raises(ValueError, match="must both be"):
+        residual_norm(x, delta[:, :32], weight, eps=EPS)
+    with pytest.raises(ValueError, match="must both be"):
+        residual_norm(x, delta.astype(jnp.bfloat16), weight, eps=EPS)
+    with pytest.raises(ValueError, match="unknown kind 'layer'"):
+        residual_norm(x, delta, weight, eps=EPS, kind="layer")
