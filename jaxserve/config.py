@@ -81,7 +81,7 @@ class EngineConfig:
         gpu_memory_utilization: fraction of each GPU's memory that weights, step and KV pool may take together.
         num_pages: pages of the KV pool; sized from the free memory if None.
         page_size: tokens a page.
-        max_num_seqs: most sequences in one step (256 on a GPU, 32 on a CPU if None).
+        max_num_seqs: most sequences in one step (1024 on a GPU, 32 on a CPU if None).
         max_num_batched_tokens: token budget of one step (8192 on a GPU, 512 on a CPU if None).
         max_num_queued_requests: admission limit on waiting requests; None is no limit.
         enable_prefix_caching: share the pages of common prefixes.
@@ -89,7 +89,8 @@ class EngineConfig:
         load_format: `auto` takes what the directory holds; `dummy` makes random weights of the config's shapes.
         skip_tokenizer_init: load no tokenizer: prompts must be token ids, answers are token ids.
         seed: of everything drawn at random.
-        compile_ahead: compile every bucket before serving; False compiles each at its first use.
+        compile_ahead: compile the step shapes before serving (a server: those that any step can run in; those that fit
+            closer while it serves); False compiles each at its first use.
         compilation_cache_dir: where compiled steps are kept between starts; the user's cache directory if None, and
             no cache if empty.
     """

@@ -78,3 +78,7 @@ class Runner(Protocol):
     def collect(self, handle: StepHandle) -> list[int]:
         """Wait for a step; the sampled token of each of its S sequences (of no meaning where it did not sample)."""
         ...
+
+    def close(self) -> bool:
+        """Stop whatever the runner does besides steps; False if it cannot be stopped now."""
+        ...

@@ -270,7 +270,7 @@ def candidates(name: str) -> list[dict[str, Any]]:
     if name.startswith("decode"):
         return [{"decode": config} for config in DECODE_CANDIDATES]
     return [
-        {"prefill": config, "decode": decode_config(HEADS[MODEL].head_dim, HEADS[MODEL].group, jnp.bfloat16)}
+        {"prefill": config, "decode": decode_config(HEADS[MODEL].head_dim, HEADS[MODEL].group, jnp.bfloat16, 1)}
         for config in PREFILL_CANDIDATES
     ]
 

@@ -34,22 +34,32 @@ class PlatformDefaults:
         max_num_seqs: most sequences in a step.
         max_num_batched_tokens: token budget of a step.
         bucket_growth: ratio of neighbouring bucket sizes.
+        fine_buckets: whether there are buckets between those.
         split_decode: whether steps that only decode have a kernel, and so buckets, of their own.
     """
 
     max_num_seqs: int
     max_num_batched_tokens: int
     bucket_growth: int
+    fine_buckets: bool
     split_decode: bool
 
 
-GPU_DEFAULTS = PlatformDefaults(max_num_seqs=256, max_num_batched_tokens=8192, bucket_growth=2, split_decode=True)
+GPU_DEFAULTS = PlatformDefaults(
+    max_num_seqs=1024, max_num_batched_tokens=8192, bucket_growth=2, fine_buckets=True, split_decode=True
+)
 # A CPU is for trying out: fewer shapes to compile, and steps short enough to keep streams moving.
-CPU_DEFAULTS = PlatformDefaults(max_num_seqs=32, max_num_batched_tokens=512, bucket_growth=4, split_decode=False)
+CPU_DEFAULTS = PlatformDefaults(
+    max_num_seqs=32, max_num_batched_tokens=512, bucket_growth=4, fine_buckets=False, split_decode=False
+)
 
 
 def build_core(
-    config: EngineConfig, on_progress: ProgressCallback = no_progress, *, unlimited_queue: bool = False
+    config: EngineConfig,
+    on_progress: ProgressCallback = no_progress,
+    *,
+    unlimited_queue: bool = False,
+    compile_in_background: bool = False,
 ) -> tuple[EngineCore, EngineInfo]:
     """Load the model onto the devices and make the engine that serves it.
 
@@ -57,6 +67,8 @@ def build_core(
         config: the settings.
         on_progress: told of loading and compiling.
         unlimited_queue: leave out the admission limit, for callers that hand over all their work at once.
+        compile_in_background: return once every step has a shape to run in, and compile the others, which fit closer,
+            while steps run.
 
     Raises:
         ConfigError: settings that contradict each other, the model or the devices.
@@ -94,6 +106,7 @@ def build_core(
         page_size=config.page_size,
         growth=defaults.bucket_growth,
         split_decode=defaults.split_decode,
+        fine=defaults.fine_buckets,
     )
     pool = _size_pool(config, loaded, buckets, max_num_seqs, on_cpu)
     scheduler_config = replace(scheduler_config, num_pages=pool.num_pages)
@@ -107,7 +120,7 @@ def build_core(
         max_model_len=max_model_len,
     )
     if config.compile_ahead:
-        runner.compile_ahead(on_progress)
+        runner.compile_ahead(on_progress, rest_in_background=compile_in_background)
     runner.allocate()
     scheduler = Scheduler(scheduler_config, model_config.eos_token_ids)
     return EngineCore(scheduler, runner), _engine_info(config, loaded, scheduler_config)

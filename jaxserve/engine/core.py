@@ -58,6 +58,10 @@ class EngineCore:
             updates += self.scheduler.update(done, self.runner.collect(handle))
         return updates
 
+    def close(self) -> bool:
+        """Stop what the runner does besides steps; False if that goes on."""
+        return self.runner.close()
+
     def stats(self) -> SchedulerStats:
         """Counts of requests and pages, for GetServerInfo and metrics."""
         return self.scheduler.stats()

@@ -52,7 +52,7 @@ def _build_with_progress(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
     from jaxserve.engine.build import build_core
 
     with progress_bars() as report:
-        return build_core(config, report)
+        return build_core(config, report, compile_in_background=True)
 
 
 def main(build: BuildCore | None = None) -> int:
@@ -83,6 +83,10 @@ def main(build: BuildCore | None = None) -> int:
     except Exception:
         logger.critical("the engine failed and exits:\n%s", traceback.format_exc())
         return 1
+    if not core.close():
+        # Inside a compilation that cannot be interrupted. The interpreter must not be taken apart under it.
+        logging.shutdown()
+        os._exit(0)
     return 0
 
 

@@ -1,12 +1,15 @@
 """Buckets: the few shapes that steps are compiled for. A step runs in the smallest one that holds it."""
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
 # Steps with prompts in them have many tokens; smaller shapes of them would hardly be used.
 MIXED_MIN_TOKENS = 64
+# Below, a step takes as long as reading the weights, however many tokens it has.
+FINE_FROM = 128
+FINE_TO = 2048
 
 
 class SamplerKind(StrEnum):
@@ -48,6 +51,10 @@ class Buckets:
         page_size: tokens a page.
         growth: ratio of neighbouring token counts. 2 wastes least, 4 compiles half as many.
         split_decode: give steps that only decode buckets of their own.
+        fine: put counts between those from FINE_FROM on, where padding costs as much as tokens do.
+
+    Attributes:
+        first: the buckets without those that `fine` adds: any step can run in one of them.
     """
 
     def __init__(
@@ -58,13 +65,17 @@ class Buckets:
         page_size: int,
         growth: int = 2,
         split_decode: bool = False,
+        fine: bool = False,
     ) -> None:
-        first = min(MIXED_MIN_TOKENS, max_num_batched_tokens) if split_decode else 1
-        self._counts = {False: _geometric(first, max_num_batched_tokens, growth)}
+        start = min(MIXED_MIN_TOKENS, max_num_batched_tokens) if split_decode else 1
+        spans = {False: (start, max_num_batched_tokens)}
         if split_decode:
-            self._counts[True] = _geometric(1, max_num_seqs, growth)
-        self._buckets = {
-            (tokens, kind, decode_only): Bucket(
+            spans[True] = (1, max_num_seqs)
+        coarse = {decode_only: _geometric(*span, growth) for decode_only, span in spans.items()}
+        self._counts = {d: _with_steps_between(counts) if fine else counts for d, counts in coarse.items()}
+
+        def bucket(tokens: int, kind: SamplerKind, decode_only: bool) -> Bucket:
+            return Bucket(
                 num_tokens=tokens,
                 num_seqs=min(tokens, max_num_seqs),
                 # Each sequence fills whole pages with its tokens and may open one more at either end.
@@ -72,10 +83,14 @@ class Buckets:
                 sampler=kind,
                 decode_only=decode_only,
             )
+
+        self._buckets = {
+            (tokens, kind, decode_only): bucket(tokens, kind, decode_only)
             for decode_only, counts in self._counts.items()
             for tokens in counts
             for kind in SamplerKind
         }
+        self.first = tuple(b for b in self._buckets.values() if b.num_tokens in coarse[b.decode_only])
 
     def __iter__(self) -> Iterator[Bucket]:
         return iter(self._buckets.values())
@@ -88,11 +103,28 @@ class Buckets:
         """The bucket that needs the most memory."""
         return self._buckets[self._counts[False][-1], SamplerKind.FULL, False]
 
-    def pick(self, num_tokens: int, sampler: SamplerKind, *, decode_only: bool = False) -> Bucket:
-        """The smallest bucket for a step of num_tokens; decode_only if every sequence computes exactly one."""
+    def pick(
+        self,
+        num_tokens: int,
+        sampler: SamplerKind,
+        *,
+        decode_only: bool = False,
+        ready: Container[Bucket] | None = None,
+    ) -> Bucket:
+        """The smallest bucket for a step.
+
+        Args:
+            num_tokens: of the step.
+            sampler: what its sequences need.
+            decode_only: whether every sequence computes exactly one token.
+            ready: choose among these, if any of them is large enough; None among all.
+        """
         decode_only = decode_only and True in self._counts
         counts = self._counts[decode_only]
-        return self._buckets[counts[bisect_left(counts, num_tokens)], sampler, decode_only]
+        fitting = [self._buckets[n, sampler, decode_only] for n in counts[bisect_left(counts, num_tokens) :]]
+        if ready is None:
+            return fitting[0]
+        return next((bucket for bucket in fitting if bucket in ready), fitting[0])
 
 
 def _geometric(first: int, last: int, growth: int) -> list[int]:
@@ -102,3 +134,13 @@ def _geometric(first: int, last: int, growth: int) -> list[int]:
         counts.append(count)
         count *= growth
     return [*counts, last]
+
+
+def _with_steps_between(counts: list[int]) -> list[int]:
+    """Three more counts in each gap from FINE_FROM on, and one in each from FINE_TO on."""
+    between: list[int] = []
+    for low, high in zip(counts, counts[1:], strict=False):
+        if low >= FINE_FROM:
+            parts = 4 if low < FINE_TO else 2
+            between += [low + (high - low) * i // parts for i in range(1, parts)]
+    return sorted({*counts, *between})

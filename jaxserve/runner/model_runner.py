@@ -1,5 +1,6 @@
 """ModelRunner: keeps weights, pool and state on the devices, and starts one compiled step after the other."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxserve.progress import ProgressCallback, no_progress
-from jaxserve.runner.buckets import Bucket, Buckets
-from jaxserve.runner.compile_ahead import compile_all
+from jaxserve.runner.buckets import Bucket, Buckets, SamplerKind
+from jaxserve.runner.compile_ahead import BackgroundCompiler, compile_all
 from jaxserve.runner.input_batch import InputBatch
 from jaxserve.runner.kv_pool import KVPoolSpec
 from jaxserve.runner.packing import packed_layout
@@ -30,6 +31,8 @@ from jaxserve.step import StepPlan
 # Page-table entries and page copies that one call outside the step carries.
 _UPDATES_A_CALL = 1024
 _COPIES_A_CALL = 16
+# How long the end of a runner waits for a compilation under way.
+STOP_COMPILING_S = 3.0
 
 Step = Callable[[Weights, KVPages, DeviceState, jax.Array], tuple[KVPages, DeviceState, jax.Array]]
 
@@ -79,6 +82,8 @@ class ModelRunner:
         max_pages = -(-max_model_len // pool.page_size)
         self._compiler = StepCompiler(model, weights, mesh, pool, max_num_seqs, max_pages)
         self._steps: dict[Bucket, Step] = {}
+        self._background: BackgroundCompiler[Step] | None = None
+        self._last_dispatch = float("-inf")
         self._mesh, self._pool = mesh, pool
         self._kv_pages: KVPages = ()
         self._state = DeviceState(
@@ -95,13 +100,27 @@ class ModelRunner:
         if not self._kv_pages:
             self._kv_pages = self._pool.allocate(self._mesh)
 
-    def compile_ahead(self, on_progress: ProgressCallback = no_progress) -> None:
-        """Compile every bucket in parallel threads and run each once on padding, so that serving never waits for it."""
-        self._steps.update(compile_all(list(self._buckets), self._compiler.compile, on_progress))
+    def compile_ahead(self, on_progress: ProgressCallback = no_progress, *, rest_in_background: bool = False) -> None:
+        """Compile buckets in parallel threads and run each on padding, so that serving never waits for them.
+
+        Args:
+            on_progress: told how many are compiled.
+            rest_in_background: return once there is a bucket for every step, and compile those that fit closer while
+                steps run. Otherwise all are compiled first.
+        """
+        buckets = self._buckets.first if rest_in_background else tuple(self._buckets)
+        self._steps.update(compile_all(buckets, self._compiler.compile, on_progress))
         self.allocate()
-        for bucket in self._buckets:
+        # A new executable makes XLA forget its CUDA graphs, and a first run is not captured: hence two, after all.
+        for bucket in buckets * 2:
             self._call(bucket, self._batch.pack(StepPlan(step_id=0), bucket))
         jax.block_until_ready(self._state)
+        if rest := [bucket for bucket in self._buckets if bucket not in self._steps]:
+            self._background = BackgroundCompiler(sorted(rest), self._compiler.compile, lambda: self._last_dispatch)
+
+    def close(self) -> bool:
+        """Stop compiling in the background; False if a compilation takes longer than STOP_COMPILING_S."""
+        return self._background is None or self._background.close(STOP_COMPILING_S)
 
     def dispatch(self, plan: StepPlan) -> DispatchedStep:
         """Start a step; returns without waiting for the device."""
@@ -110,7 +129,7 @@ class ModelRunner:
         self._copy_pages(plan.page_copies)
         num_tokens = plan.num_tokens
         decode_only = num_tokens == len(plan.slots)
-        bucket = self._buckets.pick(num_tokens, self._batch.sampler_kind(plan), decode_only=decode_only)
+        bucket = self._pick_bucket(num_tokens, self._batch.sampler_kind(plan), decode_only=decode_only)
         plan = self._upload_surplus_pages(plan, bucket.num_page_updates)
         sampled = self._call(bucket, self._batch.pack(plan, bucket))
         sampled.copy_to_host_async()
@@ -120,6 +139,14 @@ class ModelRunner:
         """Wait for a step; the sampled token of each of its sequences."""
         tokens: list[int] = np.asarray(handle.sampled)[: handle.num_seqs].tolist()
         return tokens
+
+    def _pick_bucket(self, num_tokens: int, kind: SamplerKind, *, decode_only: bool) -> Bucket:
+        """The smallest bucket, or while others are being compiled, the smallest that is ready."""
+        self._last_dispatch = time.monotonic()
+        if self._background is None:
+            return self._buckets.pick(num_tokens, kind, decode_only=decode_only)
+        self._steps.update(self._background.take_finished())
+        return self._buckets.pick(num_tokens, kind, decode_only=decode_only, ready=self._steps)
 
     def _call(self, bucket: Bucket, packed: np.ndarray) -> jax.Array:
         if bucket not in self._steps:

@@ -54,7 +54,6 @@ class _Batch(NamedTuple):
             "WINDOW": self.window or 0,
             "SOFT_CAP": self.soft_cap or 0.0,
             "ALIBI": self.alibi_slopes is not None,
-            "num_seqs": self.seq_lens.shape[0],
             "max_pages": self.page_table.shape[1],
             "PAGE_SIZE": self.kv_pages.shape[2],
             # Products of 32-bit values keep their precision instead of being rounded to TF32.
@@ -123,6 +122,9 @@ def _prefill(batch: _Batch, config: PrefillConfig) -> jax.Array:
         tile_seq,
         first_tile,
         batch.slopes(),
+        # Arguments and not compile-time constants: one compiled kernel serves all buckets.
+        num_seqs,
+        num_tokens,
         kernel=kernels.prefill_kernel,
         out_type=jax.ShapeDtypeStruct(batch.q.shape, batch.q.dtype),
         grid=(num_kv_heads, num_tiles),
@@ -130,7 +132,6 @@ def _prefill(batch: _Batch, config: PrefillConfig) -> jax.Array:
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         backend_options={"ptx_version": PTX_VERSION},
-        num_tokens=num_tokens,
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         **batch.options(),
@@ -171,6 +172,7 @@ def _decode(batch: _Batch, config: DecodeConfig, out: jax.Array | None) -> jax.A
             chunk_size,
             arrived,
             batch.slopes(),
+            num_seqs,
         ),
         out,
         (result, chunk_out, chunk_lse),
@@ -203,7 +205,10 @@ def _decode(batch: _Batch, config: DecodeConfig, out: jax.Array | None) -> jax.A
 
 
 def _call(
-    inputs: tuple[jax.Array, ...], out: jax.Array | None, results: tuple[jax.ShapeDtypeStruct, ...], **options: Any
+    inputs: tuple[jax.Array | int, ...],
+    out: jax.Array | None,
+    results: tuple[jax.ShapeDtypeStruct, ...],
+    **options: Any,
 ) -> tuple[jax.Array, ...]:
     """triton_call whose first result is written into `out` in place, if there is one; its other rows stay."""
     call = partial(triton_call, *inputs, backend_options={"ptx_version": PTX_VERSION}, **options)

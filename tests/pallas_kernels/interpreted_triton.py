@@ -34,13 +34,13 @@ class _Buffer:
 
     def __init__(self, array: np.ndarray) -> None:
         self.dtype = str(array.dtype)
-        self._array = array
+        self.array = array
 
     def data_ptr(self) -> int:
-        return self._array.ctypes.data
+        return self.array.ctypes.data
 
     def size(self) -> tuple[int, ...]:
-        return self._array.shape
+        return self.array.shape
 
     def stride(self) -> tuple[int, ...]:
         return ()
@@ -68,12 +68,12 @@ def interpret(*args: Any, kernel: Any, out_type: Any, grid: tuple[int, ...], **o
     """In place of jax_triton.triton_call: one program after the other, on copies; results start as NaN."""
     for compiler_option in ("name", "num_warps", "num_stages", "backend_options"):
         options.pop(compiler_option)
-    host = [np.array(a if isinstance(a, jax.Array) else a[...]) for a in args]
+    host = [a if isinstance(a, int) else _Buffer(np.array(a if isinstance(a, jax.Array) else a[...])) for a in args]
     results = [np.full(t.shape, np.nan, t.dtype) for t in jax.tree.leaves(out_type)]
-    kernel[grid](*map(_Buffer, host + results), **options)
-    for arg, array in zip(args, host, strict=True):
-        if not isinstance(arg, jax.Array):
-            arg[...] = jnp.asarray(array)
+    kernel[grid](*host, *map(_Buffer, results), **options)
+    for arg, buffer in zip(args, host, strict=True):
+        if not isinstance(arg, jax.Array | int):
+            arg[...] = jnp.asarray(buffer.array)
     return jax.tree.unflatten(jax.tree.structure(out_type), map(jnp.asarray, results))
 
 

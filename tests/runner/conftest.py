@@ -30,7 +30,7 @@ def make_runner(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
-    def make(*, split_decode: bool = False) -> ModelRunner:
+    def make(*, split_decode: bool = False, fine: bool = False) -> ModelRunner:
         pool = KVPoolSpec(
             num_layers=loaded.config.num_layers,
             num_pages=NUM_PAGES,
@@ -50,6 +50,7 @@ def make_runner(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -
                 page_size=PAGE_SIZE,
                 growth=4,
                 split_decode=split_decode,
+                fine=fine,
             ),
             max_num_seqs=MAX_NUM_SEQS,
             max_model_len=MAX_MODEL_LEN,

@@ -3,11 +3,13 @@
 import random
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
+from jaxserve.runner import compile_ahead
 from jaxserve.runner.buckets import Bucket, Buckets, SamplerKind
-from jaxserve.runner.compile_ahead import compile_all
+from jaxserve.runner.compile_ahead import BackgroundCompiler, compile_all
 
 
 def token_counts(buckets: Buckets) -> list[int]:
@@ -66,6 +68,30 @@ def test_a_bucket_carries_every_page_that_its_tokens_can_open() -> None:
         assert len(lengths) <= bucket.num_seqs
 
 
+def test_fine_buckets_stand_between_where_padding_costs_and_every_step_fits_a_first_one() -> None:
+    sizes = {"max_num_seqs": 512, "max_num_batched_tokens": 8192, "page_size": 16, "split_decode": True}
+    fine, coarse = Buckets(**sizes, fine=True), Buckets(**sizes)
+    assert set(fine.first) == set(coarse) < set(fine)
+    decode = sorted({b.num_tokens for b in fine if b.decode_only})
+    assert decode == [1, 2, 4, 8, 16, 32, 64, 128, 160, 192, 224, 256, 320, 384, 448, 512]
+    mixed = sorted({b.num_tokens for b in fine if not b.decode_only})
+    assert mixed[:6] == [64, 128, 160, 192, 224, 256]
+    assert mixed[-6:] == [1792, 2048, 3072, 4096, 6144, 8192]
+    # Where padding costs, it is at most a fifth of a step up to 2048 tokens.
+    assert all((high - low) / high <= 0.2 for low, high in zip(mixed, mixed[1:], strict=False) if 128 <= low < 2048)
+
+
+def test_a_step_runs_in_the_smallest_bucket_that_is_ready_while_others_are_being_compiled() -> None:
+    buckets = Buckets(max_num_seqs=512, max_num_batched_tokens=8192, page_size=16, split_decode=True, fine=True)
+    kind = SamplerKind.GREEDY
+    assert buckets.pick(600, kind).num_tokens == 640
+    assert buckets.pick(600, kind, ready=set(buckets.first)).num_tokens == 1024
+    some = {buckets.pick(700, kind), *buckets.first}
+    assert buckets.pick(600, kind, ready=some).num_tokens == 768
+    # With none ready it is the one to compile.
+    assert buckets.pick(600, kind, ready=set()).num_tokens == 640
+
+
 def some_buckets() -> list[Bucket]:
     return list(Buckets(max_num_seqs=4, max_num_batched_tokens=64, page_size=4))
 
@@ -94,3 +120,57 @@ def test_a_failed_compilation_is_raised_and_the_rest_given_up() -> None:
     with pytest.raises(RuntimeError, match="cannot compile the first"):
         compile_all(buckets, compile_one, lambda what, done, total: None)
     assert len(tried) < len(buckets)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_buckets_compiled_in_the_background_are_handed_over_once() -> None:
+    buckets = some_buckets()
+    compiler = BackgroundCompiler(buckets, lambda bucket: bucket.num_tokens, lambda: float("-inf"))
+    wait_for(lambda: not compiler.is_running)
+    assert compiler.take_finished() == {bucket: bucket.num_tokens for bucket in buckets}
+    assert compiler.take_finished() == {}
+
+
+def test_the_background_waits_while_steps_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_ahead, "PATIENCE_S", 1000.0)
+    busy = True
+    compiler = BackgroundCompiler(some_buckets(), lambda bucket: 0, lambda: time.monotonic() if busy else float("-inf"))
+    time.sleep(3 * compile_ahead.IDLE_S)
+    assert compiler.take_finished() == {} and compiler.is_running
+    busy = False
+    wait_for(lambda: not compiler.is_running)
+    assert len(compiler.take_finished()) == len(some_buckets())
+
+
+def test_a_background_that_is_closed_ends_after_the_compilation_under_way() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def compile_one(bucket: Bucket) -> int:
+        begun.set()
+        go_on.wait(10)
+        return 0
+
+    compiler = BackgroundCompiler(some_buckets(), compile_one, lambda: float("-inf"))
+    assert begun.wait(10)
+    assert not compiler.close(0.05)
+    go_on.set()
+    assert compiler.close(10)
+    assert len(compiler.take_finished()) == 1
+
+
+def test_a_failure_in_the_background_is_logged_and_keeps_what_was_compiled(caplog: pytest.LogCaptureFixture) -> None:
+    def compile_one(bucket: Bucket) -> int:
+        if bucket.num_tokens > 1:
+            raise RuntimeError("no such kernel")
+        return 7
+
+    compiler = BackgroundCompiler(sorted(some_buckets()), compile_one, lambda: float("-inf"))
+    wait_for(lambda: not compiler.is_running)
+    assert set(compiler.take_finished().values()) == {7}
+    assert "no such kernel" in caplog.text

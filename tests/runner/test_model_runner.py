@@ -1,5 +1,6 @@
 """ModelRunner on hand-written plans: what it computes, keeps on the device, and leaves alone."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxserve.request import SamplingParams
-from jaxserve.runner import model_runner
+from jaxserve.runner import buckets, model_runner
 from jaxserve.runner.buckets import SamplerKind
 from jaxserve.runner.model_runner import ModelRunner
 from tests.support.recorded_models import Recording
@@ -135,6 +136,36 @@ def test_compiling_ahead_leaves_pool_and_state_untouched_and_nothing_to_compile(
     monkeypatch.setattr(runner._compiler, "compile", None)
     assert run(runner, 1, Entry(0, 41)) == LONG_GREEDY[1:2]
     run(runner, 2, Entry(1, 0, SHORT, pages(20, 6), SamplingParams(temperature=1.0)))
+
+
+def test_steps_run_in_the_first_shapes_until_closer_ones_are_compiled_in_the_background(
+    make_runner: Callable[..., ModelRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buckets, "FINE_FROM", 16)
+    runner = make_runner(fine=True)
+    fine = [bucket for bucket in runner._buckets if bucket not in runner._buckets.first]
+    assert {bucket.num_tokens for bucket in fine} == {28, 40, 52}
+    go_on = threading.Event()
+    compile_bucket = runner._compiler.compile
+
+    def compile_when_told(bucket: Any) -> Any:
+        if bucket in fine:
+            go_on.wait(60)
+        return compile_bucket(bucket)
+
+    monkeypatch.setattr(runner._compiler, "compile", compile_when_told)
+    runner.compile_ahead(rest_in_background=True)
+    assert set(runner.compiled_steps) == set(runner._buckets.first)
+    entry = Entry(0, 0, LONG[:20], pages(1, 20), GREEDY)
+    before = run(runner, 0, entry)
+    assert set(runner.compiled_steps) == set(runner._buckets.first)
+    go_on.set()
+    assert runner._background is not None
+    runner._background._thread.join(60)
+    assert run(runner, 1, entry) == before
+    assert set(runner.compiled_steps) == set(runner._buckets)
+    assert runner._pick_bucket(20, SamplerKind.GREEDY, decode_only=False).num_tokens == 28
+    assert runner.close()
 
 
 def test_the_pool_is_updated_in_place(runner: ModelRunner) -> None:

@@ -136,6 +136,10 @@ class SimulatedRunner:
             raise SimulatedDeviceError(f"step {handle.step_id} was made to fail")
         return handle.token_ids
 
+    def close(self) -> bool:
+        """There is nothing to stop."""
+        return True
+
     def _check(self, plan: StepPlan) -> None:
         size = len(plan.slots)
         columns = (plan.request_ids, plan.query_lens, plan.start_positions, plan.samples, plan.feeds_back)
