@@ -1,4 +1,4 @@
-"""Gemma 2 and 3: norms that multiply by 1 + w, soft caps, windows in alternating layers, two rotary bases.
+"""Gemma 1, 2 and 3: norms that multiply by 1 + w, soft caps, windows in alternating layers, two rotary bases.
 
 The caps are far smaller than the published 50 and 30, so that with small random weights they matter.
 """
@@ -34,6 +34,35 @@ _GEMMA3: dict[str, Any] = {
 }
 
 CASES = {
+    # As gemma-2b: one kv head; its `gelu` has always meant the tanh approximation.
+    "gemma": Case(
+        {
+            "architectures": ["GemmaForCausalLM"],
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "bos_token_id": 2,
+            "eos_token_id": 1,
+            "head_dim": 16,
+            "hidden_act": "gelu",
+            "hidden_size": 32,
+            "initializer_range": 0.02,
+            "intermediate_size": 48,
+            "max_position_embeddings": 128,
+            "model_type": "gemma",
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 1,
+            "pad_token_id": 0,
+            "rms_norm_eps": 1e-06,
+            "rope_scaling": None,
+            "rope_theta": 10000.0,
+            "torch_dtype": "bfloat16",
+            "transformers_version": "4.38.0.dev0",
+            "use_cache": True,
+            "vocab_size": 112,
+        },
+        signed_final_norm=True,
+    ),
     "gemma2": Case(
         {
             "architectures": ["Gemma2ForCausalLM"],
