@@ -10,7 +10,6 @@ checkpoints in tests/data; sizes from scripts/published_models.py.
 
 import json
 import math
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -136,10 +135,11 @@ def updated(text: str) -> str:
     """docs/models.md with the tables as they must be."""
     for name, rows in (("support", support_table()), ("sizes", size_table())):
         begin, end = f"<!-- {name} table: scripts/models_table.py -->", f"<!-- end of {name} table -->"
-        block = "\n".join([begin, "", *rows, "", end])
-        text, count = re.subn(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _, b=block: b, text, flags=re.DOTALL)
-        if count != 1:
-            raise SystemExit(f"{DOCS}: needs one block from {begin!r} to {end!r}")
+        before, found, rest = text.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not found or not found_end:
+            raise SystemExit(f"{DOCS}: needs a block from {begin!r} to {end!r}")
+        text = before + "\n".join([begin, "", *rows, "", end]) + after
     return text
 
 
