@@ -25,6 +25,7 @@ AXIS_RULES: MappingProxyType[str, str | None] = MappingProxyType(
         "group": None,  # query heads of one kv head, or those with its key and value
         "head_dim": None,
         "mlp": TENSOR_AXIS,
+        "experts": None,  # each device holds a part of every one
         "gate_up": None,
         "position": None,
         "cos_sin": None,

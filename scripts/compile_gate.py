@@ -39,7 +39,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 from jax_triton import triton_lib  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: E402
 
 from jaxserve.models.config import ModelConfig  # noqa: E402
-from jaxserve.models.llama import Llama  # noqa: E402
+from jaxserve.models.decoder import Decoder  # noqa: E402
 from jaxserve.runner.buckets import Bucket, Buckets, SamplerKind  # noqa: E402
 from jaxserve.runner.kv_pool import KVPoolSpec  # noqa: E402
 from jaxserve.runner.model_runner import StepCompiler  # noqa: E402
@@ -190,12 +190,12 @@ class AbstractModel:
     """A model of shapes only, for StepCompiler."""
 
     def __init__(self, mesh: Mesh) -> None:
-        model = Llama(MODEL, mesh, param_dtype="bfloat16", max_model_len=4096)
+        model = Decoder(MODEL, mesh, param_dtype="bfloat16", max_model_len=4096)
         self._graphdef, state = nnx.split(model)
         leaves, self._treedef = jax.tree.flatten(state)
         self.weights = tuple(leaves)
 
-    def merge(self, weights: Any) -> Llama:
+    def merge(self, weights: Any) -> Decoder:
         return nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, weights))
 
 

@@ -15,8 +15,8 @@ from jaxserve.engine.messages import EngineInfo
 from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.model_directory import resolve_model
 from jaxserve.models.checkpoint.loader import LoadedModel, load_model
-from jaxserve.models.config import ModelConfig, load_config
-from jaxserve.models.registry import MODEL_FAMILIES
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.registry import MODEL_FAMILIES, load_config
 from jaxserve.progress import ProgressCallback, no_progress
 from jaxserve.request import MAX_STOP_TOKEN_IDS, ModelLimits
 from jaxserve.runner.buckets import Buckets

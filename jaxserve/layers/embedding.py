@@ -1,4 +1,4 @@
-"""Token embeddings and the output head, both one table split over the vocabulary."""
+"""Token embeddings and the output head, both one table split over the vocabulary; learned positions."""
 
 from functools import partial
 
@@ -57,3 +57,21 @@ class VocabTable(nnx.Module):
             "sd,vd->sv", hidden, self.weight[...], precision=precision, preferred_element_type=jnp.float32
         )
         return constrain(scores, self.mesh)[:, : self.vocab_size]
+
+
+class PositionTable(nnx.Module):
+    """One learned row of D values a position, whole on every device.
+
+    Args:
+        num_positions: rows.
+        hidden_size: D.
+        mesh: the devices.
+        dtype: of the table.
+    """
+
+    def __init__(self, num_positions: int, hidden_size: int, *, mesh: Mesh, dtype: DTypeLike) -> None:
+        self.weight = abstract_param(mesh, (num_positions, hidden_size), ("position", "embed"), dtype)
+
+    def embed(self, positions: jax.Array) -> jax.Array:
+        """[T] int32 to [T, D]."""
+        return jnp.take(self.weight[...], positions, axis=0, mode="clip")

@@ -1,4 +1,6 @@
-"""The gated feed-forward layer."""
+"""Feed-forward layers."""
+
+from typing import Literal
 
 import jax
 from flax import nnx
@@ -8,6 +10,17 @@ from jax.typing import DTypeLike
 from jaxserve.layers.linear import project
 from jaxserve.layers.parameter import abstract_param
 from jaxserve.sharding import constrain
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+
+
+def activate(x: jax.Array, activation: Activation) -> jax.Array:
+    """An activation by its name; `gelu_tanh` is the approximation of Hendrycks and Gimpel (2016)."""
+    if activation == "silu":
+        return jax.nn.silu(x)
+    if activation == "relu":
+        return jax.nn.relu(x)
+    return jax.nn.gelu(x, approximate=activation == "gelu_tanh")
 
 
 class GateUpProjection(nnx.Module):
@@ -56,22 +69,85 @@ class DownProjection(nnx.Module):
         return out if self.bias is None else out + self.bias[...]
 
 
-class GatedMLP(nnx.Module):
-    """`down(silu(gate(x)) * up(x))` (SwiGLU, Shazeer 2020).
+class UpProjection(nnx.Module):
+    """The first matrix of a feed-forward layer without a gate.
 
     Args:
-        hidden_size: D.
-        intermediate_size: F.
-        bias: add a bias to all three products.
+        hidden_size: D, of the input.
+        intermediate_size: F, of the output.
+        bias: add a bias.
         mesh: the devices.
         dtype: of the parameters.
     """
 
     def __init__(self, hidden_size: int, intermediate_size: int, *, bias: bool, mesh: Mesh, dtype: DTypeLike) -> None:
+        self.weight = abstract_param(mesh, (intermediate_size, hidden_size), ("mlp", "embed"), dtype)
+        self.bias = abstract_param(mesh, (intermediate_size,), ("mlp",), dtype) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[T, D] to [T, F]."""
+        out = project("td,fd->tf", x, self.weight[...])
+        return out if self.bias is None else out + self.bias[...]
+
+
+class GatedMLP(nnx.Module):
+    """`down(activation(gate(x)) * up(x))` (SwiGLU and its kin, Shazeer 2020).
+
+    Args:
+        hidden_size: D.
+        intermediate_size: F.
+        activation: of the gate.
+        bias: add a bias to all three products.
+        mesh: the devices.
+        dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        activation: Activation = "silu",
+        bias: bool,
+        mesh: Mesh,
+        dtype: DTypeLike,
+    ) -> None:
         self.gate_up_proj = GateUpProjection(hidden_size, intermediate_size, bias=bias, mesh=mesh, dtype=dtype)
         self.down_proj = DownProjection(hidden_size, intermediate_size, bias=bias, mesh=mesh, dtype=dtype)
+        self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, D] to [T, D]."""
         gate, up = self.gate_up_proj(x)
-        return self.down_proj(jax.nn.silu(gate) * up)
+        return self.down_proj(activate(gate, self.activation) * up)
+
+
+class PlainMLP(nnx.Module):
+    """`down(activation(up(x)))` (Vaswani et al. 2017).
+
+    Args:
+        hidden_size: D.
+        intermediate_size: F.
+        activation: of the inner values.
+        bias: add a bias to both products.
+        mesh: the devices.
+        dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        activation: Activation,
+        bias: bool,
+        mesh: Mesh,
+        dtype: DTypeLike,
+    ) -> None:
+        self.up_proj = UpProjection(hidden_size, intermediate_size, bias=bias, mesh=mesh, dtype=dtype)
+        self.down_proj = DownProjection(hidden_size, intermediate_size, bias=bias, mesh=mesh, dtype=dtype)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[T, D] to [T, D]."""
+        return self.down_proj(activate(self.up_proj(x), self.activation))

@@ -1,4 +1,6 @@
-"""Normalisation."""
+"""Normalisation. All of it is computed in float32."""
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,23 +10,117 @@ from jax.typing import DTypeLike
 
 from jaxserve.layers.parameter import abstract_param
 
+NormKind = Literal["rms", "rms_rounded_last", "rms_plus_one", "layer"]
+
 
 class RMSNorm(nnx.Module):
-    """Root mean square normalisation (Zhang and Sennrich 2019), computed in float32.
+    """Root mean square normalisation (Zhang and Sennrich 2019).
 
     Args:
         size: D, of the normalised axis.
         eps: added to the mean square.
         mesh: the devices.
         dtype: of the weight.
+        kind: `rms` rounds to the dtype of the input and then scales by the weight, as Llama does;
+            `rms_rounded_last` scales first, as OLMo 2 does; `rms_plus_one` scales first, by 1 + the weight, as Gemma
+            does.
+        axis: the logical axis of the weight.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        eps: float,
+        mesh: Mesh,
+        dtype: DTypeLike,
+        kind: NormKind = "rms",
+        axis: str = "embed",
+    ) -> None:
+        self.weight = abstract_param(mesh, (size,), (axis,), dtype)
+        self.eps = eps
+        self.kind = kind
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] to [..., D], in the dtype of `x`."""
+        x32 = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+        return scale_normed(x32 * jax.lax.rsqrt(mean_square + self.eps), self.weight[...], self.kind, x.dtype)
+
+
+def scale_normed(normed: jax.Array, weight: jax.Array, kind: NormKind, dtype: DTypeLike) -> jax.Array:
+    """Scale float32 values of mean square 1 by a norm's weight, rounded to `dtype` where the kind of norm does it."""
+    if kind == "rms":
+        return weight * normed.astype(dtype)
+    scale = weight.astype(jnp.float32)
+    return (normed * (scale + 1.0 if kind == "rms_plus_one" else scale)).astype(dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation with weight and bias (Ba et al. 2016).
+
+    Args:
+        size: D, of the normalised axis.
+        eps: added to the variance.
+        mesh: the devices.
+        dtype: of weight and bias.
     """
 
     def __init__(self, size: int, *, eps: float, mesh: Mesh, dtype: DTypeLike) -> None:
         self.weight = abstract_param(mesh, (size,), ("embed",), dtype)
+        self.bias = abstract_param(mesh, (size,), ("embed",), dtype)
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] to [..., D], in the dtype of `x`. It is rounded to that before the weight scales it, as in Llama."""
+        """[..., D] to [..., D], in the dtype of `x`."""
         x32 = x.astype(jnp.float32)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return self.weight[...] * normed.astype(x.dtype)
+        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(variance + self.eps)
+        weight, bias = self.weight[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
+        return (normed * weight + bias).astype(x.dtype)
+
+
+def make_norm(kind: NormKind, size: int, *, eps: float, mesh: Mesh, dtype: DTypeLike) -> RMSNorm | LayerNorm:
+    """A norm of hidden states of size D."""
+    if kind == "layer":
+        return LayerNorm(size, eps=eps, mesh=mesh, dtype=dtype)
+    return RMSNorm(size, eps=eps, mesh=mesh, dtype=dtype, kind=kind)
+
+
+class WholeNorm(nnx.Module):
+    """Root mean square normalisation over all heads of a token together, split over the devices by kv head.
+
+    Args:
+        shape: [K, G, H] or [K, H], as queries or keys lie.
+        size: values of a token that are not padding.
+        copies: devices that hold the same values; 1 where none are copied.
+        eps: added to the mean square.
+        kind: see RMSNorm.
+        mesh: the devices.
+        dtype: of the weight.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        size: int,
+        copies: int,
+        eps: float,
+        kind: NormKind,
+        mesh: Mesh,
+        dtype: DTypeLike,
+    ) -> None:
+        axes = ("kv_heads", "group", "head_dim") if len(shape) == 3 else ("kv_heads", "head_dim")
+        self.weight = abstract_param(mesh, shape, axes, dtype)
+        self.count = size * copies
+        self.eps = eps
+        self.kind = kind
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[T, *shape] to the same, in the dtype of `x`."""
+        x32 = x.astype(jnp.float32)
+        axes = tuple(range(1, x.ndim))
+        mean_square = jnp.sum(jnp.square(x32), axis=axes, keepdims=True) / self.count
+        return scale_normed(x32 * jax.lax.rsqrt(mean_square + self.eps), self.weight[...], self.kind, x.dtype)

@@ -1,6 +1,7 @@
 """Reading the rotary embedding's settings, in either style of config.json."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from jaxserve.layers.rope import RopeConfig
 from jaxserve.models.config_file import ConfigFile
@@ -11,6 +12,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "linear": ("factor",),
     "dynamic": ("factor", "original_max_position_embeddings"),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "longrope": ("factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"),
     "yarn": (
         "factor",
         "original_max_position_embeddings",
@@ -23,41 +25,115 @@ _KEYS: dict[str, tuple[str, ...]] = {
     ),
 }
 _MAX_FACTOR = 65536.0
+_LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
-def read_rope(file: ConfigFile, max_position_embeddings: int, head_dim: int) -> RopeConfig:
-    """The rotary embedding of a config.json: `rope_theta` beside `rope_scaling`, or both within `rope_parameters`.
+@dataclass(frozen=True, kw_only=True)
+class RopeKeys:
+    """Where a family keeps the two settings that all kinds have, and what they are if left out.
+
+    Attributes:
+        theta: key of the base of the wavelengths.
+        default_theta: its value if left out.
+        partial: key of the rotated part of each head.
+        default_partial: its value if left out.
+    """
+
+    theta: str = "rope_theta"
+    default_theta: float = 10000.0
+    partial: str = "partial_rotary_factor"
+    default_partial: float = 1.0
+
+
+class Ropes(NamedTuple):
+    """The rotary embeddings of a config.json.
+
+    Attributes:
+        rope: that of global layers.
+        local_rope: that of local layers; None if it is the same.
+        rotary_dim: rotated dimensions of each head.
+    """
+
+    rope: RopeConfig
+    local_rope: RopeConfig | None
+    rotary_dim: int
+
+
+def read_ropes(file: ConfigFile, max_position_embeddings: int, head_dim: int, keys: RopeKeys) -> Ropes:
+    """The rotary embeddings of a config.json, in any style of transformers.
+
+    The kind and its settings are in `rope_scaling`, beside the base; or all are within `rope_parameters`; or that holds
+    one such object for `full_attention` and one for `sliding_attention`.
 
     Args:
         file: the config.
         max_position_embeddings: of the same file.
         head_dim: H.
+        keys: how the family calls the settings.
 
     Raises:
         CheckpointError: an unknown kind, or a key that is missing, unknown or contradicts another.
     """
-    theta = file.number("rope_theta", 10000.0)
-    top_level_original = file.get("original_max_position_embeddings")
     name, values = _scaling(file)
-    scaling = ConfigFile(file.path, values, prefix=f"{name}.")
+    objects = {"": values}
+    if any(kind in values for kind in _LAYER_TYPES):
+        for kind in _LAYER_TYPES:
+            if not isinstance(values.get(kind), dict):
+                raise file.error(f"{name}.{kind}", f"must be an object, got {values.get(kind)!r}")
+        if surplus := sorted(set(values) - set(_LAYER_TYPES)):
+            raise file.error(f"{name}.{surplus[0]}", "stands beside settings for each type of layer; put it into them")
+        objects = {f".{kind}": values[kind] for kind in _LAYER_TYPES}
+    read = [
+        _read_one(file, ConfigFile(file.path, v, prefix=f"{name}{suffix}."), max_position_embeddings, head_dim, keys)
+        for suffix, v in objects.items()
+    ]
+    (rope, rotary_dim), (local_rope, local_rotary_dim) = read[0], read[-1]
+    if local_rotary_dim != rotary_dim:
+        raise file.error(name, "rotates another part of each head in sliding layers; only equal parts are implemented")
+    return Ropes(rope, None if local_rope == rope else local_rope, rotary_dim)
+
+
+def _read_one(
+    file: ConfigFile, scaling: ConfigFile, max_position_embeddings: int, head_dim: int, keys: RopeKeys
+) -> tuple[RopeConfig, int]:
     kind = _kind(scaling)
-    if "rope_theta" in values:
-        inner = scaling.number("rope_theta")
-        if file.get("rope_theta") is not None and inner != theta:
-            raise scaling.error("rope_theta", f"is {inner}, but rope_theta is {theta}")
-        theta = inner
-    scaling.refuse("partial_rotary_factor", (1.0, 1), "rotating a part of each head is not implemented")
-    original = _original_length(scaling, kind, top_level_original, max_position_embeddings)
+    theta = _within_or_beside(file, scaling, "rope_theta", keys.theta, keys.default_theta)
+    partial = _within_or_beside(file, scaling, "partial_rotary_factor", keys.partial, keys.default_partial)
+    rotary_dim = int(head_dim * partial)
+    if not 2 <= rotary_dim <= head_dim or rotary_dim % 2:
+        raise file.error(
+            keys.partial, f"makes {rotary_dim} of {head_dim} dimensions rotate; that must be an even number"
+        )
+    original = _original_length(scaling, kind, file.get("original_max_position_embeddings"), max_position_embeddings)
     config = RopeConfig(
         kind=kind,  # type: ignore[arg-type]  # checked to be one of the keys above
         theta=theta,
-        factor=1.0 if kind == "default" else scaling.number("factor"),
+        factor=_factor(scaling, kind, original, max_position_embeddings),
         original_max_position_embeddings=original,
-        **_of_kind(scaling, kind),
+        **_of_kind(scaling, kind, rotary_dim),
     )
-    _check(scaling, config, theta, head_dim)
+    _check(scaling, config, theta, rotary_dim)
     scaling.refuse_unknown(frozenset({"type", "rope_type"}))
-    return config
+    return config, rotary_dim
+
+
+def _within_or_beside(file: ConfigFile, scaling: ConfigFile, key: str, outer_key: str, default: float) -> float:
+    """A number that stands within the object of settings, or beside it; both must agree."""
+    outer = file.number(outer_key, default)
+    if key not in scaling.values:
+        return outer
+    inner = scaling.number(key)
+    if file.get(outer_key) is not None and inner != outer:
+        raise scaling.error(key, f"is {inner}, but {outer_key} is {outer}")
+    return inner
+
+
+def _factor(scaling: ConfigFile, kind: str, original: int | None, max_position_embeddings: int) -> float:
+    if kind == "default":
+        return 1.0
+    if kind == "longrope" and original is not None:
+        return scaling.number("factor", max(1.0, max_position_embeddings / original))
+    return scaling.number("factor")
 
 
 def _scaling(file: ConfigFile) -> tuple[str, dict[str, Any]]:
@@ -76,6 +152,8 @@ def _kind(scaling: ConfigFile) -> str:
     if new is not None and old is not None and new != old:
         raise scaling.error("rope_type", f"is {new!r}, but type is {old!r}")
     kind = new if new is not None else old if old is not None else "default"
+    if kind == "su":  # what longrope was called at first
+        kind = "longrope"
     if kind not in _KEYS:
         raise scaling.error("rope_type", f"is {kind!r}, which is not supported; supported: {', '.join(_KEYS)}")
     return str(kind)
@@ -92,7 +170,11 @@ def _original_length(scaling: ConfigFile, kind: str, top_level: object, max_posi
             f"contradicts max_position_embeddings ({max_position_embeddings}), which dynamic scaling starts from",
         )
         return max_position_embeddings
-    inner = scaling.integer("original_max_position_embeddings", max_position_embeddings)
+    # A kind that tells short from long contexts has no use for a length that is not the original one.
+    default = None if kind == "longrope" and top_level is None else max_position_embeddings
+    if kind == "longrope" and isinstance(top_level, int):
+        default = top_level
+    inner = scaling.integer("original_max_position_embeddings", default)
     if top_level is None:
         return inner
     if top_level != inner and "original_max_position_embeddings" in scaling.values:
@@ -102,7 +184,7 @@ def _original_length(scaling: ConfigFile, kind: str, top_level: object, max_posi
     return top_level
 
 
-def _of_kind(scaling: ConfigFile, kind: str) -> dict[str, Any]:
+def _of_kind(scaling: ConfigFile, kind: str, rotary_dim: int) -> dict[str, Any]:
     if kind == "llama3":
         return {key: scaling.number(key) for key in ("low_freq_factor", "high_freq_factor")}
     if kind == "yarn":
@@ -114,10 +196,24 @@ def _of_kind(scaling: ConfigFile, kind: str) -> dict[str, Any]:
             "mscale_all_dim": scaling.optional_number("mscale_all_dim"),
             "truncate": scaling.boolean("truncate", True),
         }
+    if kind == "longrope":
+        return {
+            "attention_factor": scaling.optional_number("attention_factor"),
+            "short_factors": _factors(scaling, "short_factor", rotary_dim),
+            "long_factors": _factors(scaling, "long_factor", rotary_dim),
+        }
     return {}
 
 
-def _check(scaling: ConfigFile, config: RopeConfig, theta: float, head_dim: int) -> None:
+def _factors(scaling: ConfigFile, key: str, rotary_dim: int) -> tuple[float, ...]:
+    values = scaling.get(key)
+    numbers = isinstance(values, list) and all(isinstance(v, int | float) and v > 0 for v in values)
+    if not numbers or len(values) != rotary_dim // 2:
+        raise scaling.error(key, f"must be a list of {rotary_dim // 2} numbers above 0, got {values!r}")
+    return tuple(float(v) for v in values)
+
+
+def _check(scaling: ConfigFile, config: RopeConfig, theta: float, rotary_dim: int) -> None:
     if not 1.0 <= config.factor <= _MAX_FACTOR:
         raise scaling.error("factor", f"must be from 1 to {_MAX_FACTOR:g}, got {config.factor}")
     if theta <= 1.0:
@@ -128,5 +224,5 @@ def _check(scaling: ConfigFile, config: RopeConfig, theta: float, head_dim: int)
         )
     if config.kind == "yarn" and config.beta_fast < config.beta_slow:
         raise scaling.error("beta_fast", f"is {config.beta_fast}, below beta_slow ({config.beta_slow})")
-    if config.kind == "dynamic" and head_dim <= 2:
-        raise scaling.error("rope_type", f"dynamic needs a head_dim above 2, got {head_dim}")
+    if config.kind == "dynamic" and rotary_dim <= 2:
+        raise scaling.error("rope_type", f"dynamic needs more than 2 rotated dimensions, got {rotary_dim}")

@@ -52,7 +52,7 @@ def test_settings_that_contradict_model_or_devices_are_refused(changes: dict[str
 
 
 def test_devices_that_do_not_divide_the_heads_are_refused() -> None:
-    with pytest.raises(ConfigError, match="tensor_parallel_size 3 does not divide the model's 4 query heads"):
+    with pytest.raises(ConfigError, match="tensor_parallel_size 3 and the model's 2 kv heads do not divide each other"):
         build_core(config(tensor_parallel_size=3))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxserve.layers.rope import RopeConfig, rope_table
-from jaxserve.models.config import load_config
+from jaxserve.models.registry import load_config
 from pallas_kernels.cached_attention import rotate
 
 RECORDED = Path(__file__).parents[1] / "data" / "rope_tables.npz"
@@ -40,6 +40,31 @@ def test_dynamic_scaling_leaves_the_original_context_alone() -> None:
 def test_dynamic_rows_do_not_depend_on_the_length_of_the_table() -> None:
     config = RopeConfig(kind="dynamic", factor=4.0, original_max_position_embeddings=32)
     np.testing.assert_array_equal(rope_table(config, 16, 48), rope_table(config, 16, 96)[:48])
+
+
+def test_qwen_raises_the_base_in_powers_of_two_by_position() -> None:
+    """Twice the original length and one token more: the base is that of factor 1, 3 and 7 of its NTK formula."""
+    config = RopeConfig(kind="dynamic_qwen", original_max_position_embeddings=16)
+    table = rope_table(config, 8, 40)
+    for position, alpha in ((15, 1), (16, 3), (31, 3), (32, 7)):
+        expected = rope_table(RopeConfig(theta=10000.0 * alpha ** (8 / 6)), 8, 40)
+        np.testing.assert_allclose(table[position], expected[position], atol=1e-6)
+
+
+def test_longrope_takes_long_factors_where_there_are_more_positions_than_the_original() -> None:
+    short, long = (1.0, 1.0, 2.0, 3.0), (2.0, 3.0, 4.0, 5.0)
+    config = RopeConfig(
+        kind="longrope",
+        original_max_position_embeddings=32,
+        attention_factor=1.5,
+        short_factors=short,
+        long_factors=long,
+    )
+    positions = np.arange(33, dtype=np.float32)[:, None]
+    for rows, factors in ((32, short), (33, long)):
+        angles = positions[:rows] / (np.array(factors) * 10000.0 ** (np.arange(4) / 4))
+        expected = 1.5 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        np.testing.assert_allclose(rope_table(config, 8, rows), expected, atol=1e-5)
 
 
 def test_rotation_keeps_lengths_and_depends_on_distance_alone() -> None:

@@ -15,8 +15,7 @@ import jax
 
 from jaxserve.config import DType
 from jaxserve.models.checkpoint import load_model
-from jaxserve.models.config import load_config
-from jaxserve.models.weights import llama_weights
+from jaxserve.models.registry import MODEL_FAMILIES, load_config
 from jaxserve.sharding import make_mesh
 
 HIDDEN, INNER, LAYERS = 1024, 10240, 3
@@ -51,7 +50,8 @@ def _write_checkpoint(directory: Path, hidden: int, inner: int, layers: int) -> 
 
 
 def _tensors(directory: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for source in llama_weights(load_config(directory), 1).values():
+    config = load_config(directory)
+    for source in MODEL_FAMILIES[config.architecture].weights(config, 1).values():
         for tensor in source.tensors:
             yield tensor.name, tensor.shape
 

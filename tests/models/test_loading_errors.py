@@ -114,7 +114,7 @@ def test_untied_config_without_an_output_head(checkpoint: Path) -> None:
 
 
 def test_mesh_that_does_not_divide_the_model(checkpoint: Path) -> None:
-    with pytest.raises(ConfigError, match="tensor_parallel_size 3 does not divide the model's 4 query heads"):
+    with pytest.raises(ConfigError, match="tensor_parallel_size 3 and the model's 2 kv heads do not divide each other"):
         _load(checkpoint, 3)
 
 

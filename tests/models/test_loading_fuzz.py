@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from jaxserve.errors import CheckpointError
 from jaxserve.layers.rope import rope_table
 from jaxserve.models.checkpoint.safetensors_file import SafetensorsFile
-from jaxserve.models.config import ModelConfig, load_config
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.registry import load_config
 
 KEYS = (
     "architectures vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "

@@ -17,8 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import pallas_kernels.cached_attention.triton as cached
+import pallas_kernels.grouped_matmul.triton as grouped
 import pallas_kernels.paged_attention.triton as paged
 import pallas_kernels.residual_norm.triton as norm
+import pallas_kernels.top_k_experts.triton as top_k
+from pallas_kernels.grouped_matmul.config import MatmulConfig, SortConfig
 from pallas_kernels.paged_attention.config import DecodeConfig, PrefillConfig
 
 BATCH = ("page_table", "query_start_loc", "seq_lens")
@@ -26,6 +29,9 @@ ARGUMENTS = {
     "paged_attention": ("q", "kv_pages", *BATCH),
     "residual_norm": ("x", "delta", "weight"),
     "cached_attention": ("qkv", "cos_sin", "kv_pages", "slot_mapping", *BATCH),
+    "grouped_matmul": ("lhs", "rhs", "group_sizes"),
+    "expert_mlp": ("x", "expert_ids", "expert_weights", "gate_up", "down"),
+    "top_k_experts": ("logits",),
 }
 
 
@@ -65,11 +71,17 @@ class _Buffer:
 
 
 def interpret(*args: Any, kernel: Any, out_type: Any, grid: tuple[int, ...], **options: Any) -> Any:
-    """In place of jax_triton.triton_call: one program after the other, on copies; results start as NaN."""
+    """In place of jax_triton.triton_call: one program after the other, on copies.
+
+    Results start as NaN, or as the lowest integer.
+    """
     for compiler_option in ("name", "num_warps", "num_stages", "backend_options"):
         options.pop(compiler_option)
     host = [a if isinstance(a, int) else _Buffer(np.array(a if isinstance(a, jax.Array) else a[...])) for a in args]
-    results = [np.full(t.shape, np.nan, t.dtype) for t in jax.tree.leaves(out_type)]
+    results = [
+        np.full(t.shape, np.iinfo(t.dtype).min if np.issubdtype(t.dtype, np.integer) else np.nan, t.dtype)
+        for t in jax.tree.leaves(out_type)
+    ]
     kernel[grid](*host, *map(_Buffer, results), **options)
     for arg, buffer in zip(args, host, strict=True):
         if not isinstance(arg, jax.Array | int):
@@ -84,6 +96,14 @@ def run(case: Any) -> tuple[jax.Array, ...]:
     arguments = [jnp.asarray(case[name]) if name in case else None for name in ARGUMENTS[operation]]
     if operation == "residual_norm":
         return norm.residual_norm_triton(*arguments, **options)
+    if operation == "grouped_matmul":
+        return (grouped.grouped_matmul_triton(*arguments, config=MatmulConfig(**options["config"])),)
+    if operation == "expert_mlp":
+        config = MatmulConfig(**options["config"])
+        sort = SortConfig(**options["sort"])
+        return (grouped.expert_mlp_triton(*arguments, up_config=config, down_config=config, sort=sort),)
+    if operation == "top_k_experts":
+        return top_k.top_k_experts_triton(*arguments, **options)
     options["decode"] = DecodeConfig(**options["decode"])
     options["alibi_slopes"] = jnp.asarray(case["alibi_slopes"]) if "alibi_slopes" in case else None
     if operation == "cached_attention":
@@ -93,7 +113,8 @@ def run(case: Any) -> tuple[jax.Array, ...]:
 
 
 def main(directory: Path) -> None:
-    paged.triton_call = cached.triton_call = norm.triton_call = interpret
+    for launching in (paged, cached, norm, grouped, top_k):
+        launching.triton_call = interpret
     for path in sorted(directory.glob("*.npz")):
         results = run(np.load(path))
         np.savez(path.with_suffix(".out.npz"), *map(np.asarray, results))

@@ -1,22 +1,26 @@
 """From a model directory to arrays on the devices."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from jaxserve.config import DType, LoadFormat
+from jaxserve.layers.rope import Float32Array
 from jaxserve.models.checkpoint.dummy import DummyReader
 from jaxserve.models.checkpoint.reader import OnProgress, TensorReader, check_tensors
 from jaxserve.models.checkpoint.safetensors import SafetensorsReader
-from jaxserve.models.config import ModelConfig, WeightDType, load_config
-from jaxserve.models.llama import Llama
-from jaxserve.models.registry import MODEL_FAMILIES, ModelFamily
+from jaxserve.models.config import ModelConfig, WeightDType
+from jaxserve.models.decoder import Decoder
+from jaxserve.models.family import named_as_stored
+from jaxserve.models.registry import MODEL_FAMILIES, load_config
+from jaxserve.models.weight_map import decoder_constants
 from jaxserve.models.weights import ParamPath, Place, WeightSource
 from jaxserve.sharding import tensor_parallel_size
 
@@ -41,11 +45,11 @@ class LoadedModel:
     mesh: Mesh
     dtype: WeightDType
     num_kv_heads: int
-    graphdef: nnx.GraphDef[Llama]
+    graphdef: nnx.GraphDef[Decoder]
     treedef: jax.tree_util.PyTreeDef
     weights: tuple[jax.Array, ...]
 
-    def merge(self, weights: Sequence[jax.Array]) -> Llama:
+    def merge(self, weights: Sequence[jax.Array]) -> Decoder:
         """The module with these arrays as its parameters. For use inside a trace, where they are tracers."""
         return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, weights))
 
@@ -87,20 +91,24 @@ def load_model(
     family = MODEL_FAMILIES[config.architecture]
     positions = max_model_len or config.context_length
     param_dtype = resolve_dtype(dtype, config, mesh)
-    model = family.module(config, mesh, param_dtype=param_dtype, max_model_len=positions)
-    sources = family.weights(config, tensor_parallel_size(mesh))
+    model = Decoder(config, mesh, param_dtype=param_dtype, max_model_len=positions)
+    size = tensor_parallel_size(mesh)
+    names = family.weight_map(config)
+    sources = family.weights(config, size)
     reader = open_checkpoint(directory, load_format, seed)
     if not isinstance(reader, DummyReader):
+        sources = named_as_stored(sources, names.optional_prefix, reader.tensors())
         expected = (tensor for source in sources.values() for tensor in source.tensors)
-        check_tensors(reader, expected, tied=config.tie_word_embeddings)
+        check_tensors(reader, expected, tied_head=names.head if config.tie_word_embeddings else None)
     graphdef, state = nnx.split(model)
-    weights = _load_weights(state, sources, family, config, positions, reader, mesh, on_progress)
+    constants = decoder_constants(config, positions, size)
+    weights = _load_weights(state, sources, constants, reader, mesh, on_progress)
     return LoadedModel(
         config=config,
         max_model_len=positions,
         mesh=mesh,
         dtype=param_dtype,
-        num_kv_heads=config.parallel_heads(tensor_parallel_size(mesh))[0],
+        num_kv_heads=config.parallel_heads(size)[0],
         graphdef=graphdef,
         treedef=jax.tree.structure(state),
         weights=weights,
@@ -132,16 +140,13 @@ def open_checkpoint(directory: Path, load_format: LoadFormat, seed: int = 0) -> 
 
 def _load_weights(
     state: nnx.State[Any, Any],
-    sources: dict[ParamPath, WeightSource],
-    family: ModelFamily,
-    config: ModelConfig,
-    positions: int,
+    sources: Mapping[ParamPath, WeightSource],
+    constants: Mapping[ParamPath, Float32Array],
     reader: TensorReader,
     mesh: Mesh,
     on_progress: OnProgress | None,
 ) -> tuple[jax.Array, ...]:
     """The arrays of a state, in its own order. One parameter at a time, so that the host never holds two."""
-    constants = family.constants(config, positions)
     params = cast(Sequence[tuple[ParamPath, nnx.Variable[Any]]], nnx.to_flat_state(state))
     specs = [(path, cast(jax.ShapeDtypeStruct, param.get_value())) for path, param in params]
     total = sum(spec.size * spec.dtype.itemsize for _, spec in specs)
@@ -174,11 +179,12 @@ class _ParamLoader:
         if not source.places:
             return self._reader.read(source.tensors[0], self._mesh, spec.dtype)
         param = jnp.zeros(spec.shape, spec.dtype, device=spec.sharding)
-        for tensor, place in zip(source.tensors, source.places, strict=True):
+        for i, (tensor, place) in enumerate(zip(source.tensors, source.places, strict=True)):
             key = (place, spec.shape)
             if key not in self._compiled:
                 self._compiled[key] = jax.jit(place, donate_argnums=0, out_shardings=spec.sharding)
             part = self._reader.read(tensor, self._mesh, spec.dtype)
             # One part at a time: it is freed before the next is read.
-            param = self._compiled[key](param, part).block_until_ready()
+            index = (np.int32(source.indices[i]),) if source.indices else ()
+            param = self._compiled[key](param, part, *index).block_until_ready()
         return param

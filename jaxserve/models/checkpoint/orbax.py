@@ -22,9 +22,9 @@ from jax.typing import DTypeLike
 from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.models.checkpoint.reader import OnProgress, StoredTensor, check_tensors
 from jaxserve.models.checkpoint.safetensors import INDEX_FILE, SafetensorsReader
-from jaxserve.models.config import load_config
 from jaxserve.models.config_file import read_json
-from jaxserve.models.registry import MODEL_FAMILIES
+from jaxserve.models.family import named_as_stored
+from jaxserve.models.registry import MODEL_FAMILIES, load_config
 from jaxserve.models.weights import CheckpointTensor
 from jaxserve.sharding import named_sharding
 
@@ -50,10 +50,12 @@ def convert(source: str | Path, destination: str | Path, on_progress: OnProgress
     """
     source, destination = Path(source), Path(destination)
     config = load_config(source)
-    sources = MODEL_FAMILIES[config.architecture].weights(config, 1)
-    tensors = [tensor for weight in sources.values() for tensor in weight.tensors]
+    family = MODEL_FAMILIES[config.architecture]
+    names = family.weight_map(config)
     reader = SafetensorsReader(source)
-    check_tensors(reader, tensors, tied=config.tie_word_embeddings)
+    sources = named_as_stored(family.weights(config, 1), names.optional_prefix, reader.tensors())
+    tensors = [tensor for weight in sources.values() for tensor in weight.tensors]
+    check_tensors(reader, tensors, tied_head=names.head if config.tie_word_embeddings else None)
     if destination.exists():
         raise ConfigError(f"{destination} exists already; convert writes a directory of its own")
     destination.mkdir(parents=True)
@@ -124,7 +126,7 @@ def _save(reader: SafetensorsReader, names: Sequence[str], path: Path, on_progre
     """Write one Orbax checkpoint a layer, because Orbax copies all it is given before it writes."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        layer = re.match(r"model\.layers\.\d+(?=\.)", name)
+        layer = re.match(r".*?\.\d+(?=\.)", name)
         groups.setdefault(layer.group() if layer else name, []).append(name)
     total, done = sum(reader.view(name).nbytes for name in names), 0
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)

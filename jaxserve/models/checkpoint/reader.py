@@ -12,7 +12,7 @@ from jaxserve.errors import CheckpointError
 from jaxserve.models.weights import CheckpointTensor
 
 # Buffers that older checkpoints hold beside the weights; they follow from the config.
-_IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
+_IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias", ".attention.bias")
 _FLOATING = frozenset({"float32", "bfloat16", "float16"})
 
 
@@ -56,13 +56,14 @@ class TensorReader(Protocol):
         ...
 
 
-def check_tensors(reader: TensorReader, expected: Iterable[CheckpointTensor], *, tied: bool) -> None:
+def check_tensors(reader: TensorReader, expected: Iterable[CheckpointTensor], *, tied_head: str | None) -> None:
     """Compare what a checkpoint holds with what the model needs.
 
     Args:
         reader: the checkpoint.
         expected: the tensors of the model.
-        tied: the output head is the embedding table; a copy of it in the checkpoint is passed over.
+        tied_head: name of the output head where that is the embedding table; a copy of it in the checkpoint is passed
+            over.
 
     Raises:
         CheckpointError: a tensor is missing, has another shape, is not of a floating-point dtype, or is not the
@@ -86,6 +87,6 @@ def check_tensors(reader: TensorReader, expected: Iterable[CheckpointTensor], *,
                 "supported"
             )
     for name, found in stored.items():
-        if name in names or name.endswith(_IGNORED_SUFFIXES) or (tied and name == "lm_head.weight"):
+        if name in names or name.endswith(_IGNORED_SUFFIXES) or name == f"{tied_head}.weight":
             continue
         raise CheckpointError(f"{found.file}: tensor {name} is not part of the model that config.json describes")

@@ -1,0 +1,270 @@
+"""The decoder that every family is a variant of: one module, whose switches are in ModelConfig."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from jaxserve.layers.attention import AttentionMetadata, attend
+from jaxserve.layers.embedding import PositionTable, VocabTable
+from jaxserve.layers.linear import OutputProjection, QKVProjection
+from jaxserve.layers.mlp import GatedMLP, PlainMLP
+from jaxserve.layers.moe import RoutedExperts
+from jaxserve.layers.norm import LayerNorm, RMSNorm, WholeNorm, make_norm
+from jaxserve.layers.parameter import abstract_param
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.head_layout import HeadLayout
+from jaxserve.sharding import constrain, tensor_parallel_size
+
+
+@dataclass(frozen=True)
+class TokenPositions:
+    """What a step's tokens get from their positions, in every layer.
+
+    Attributes:
+        cos_sin: [T, 2, R / 2] float32 in global layers; None without rotation.
+        local_cos_sin: the same in local layers.
+        alibi_slopes: [K, G] float32; None without ALiBi.
+        query_scales: [T] float32, what queries are multiplied by; None for nothing.
+    """
+
+    cos_sin: jax.Array | None
+    local_cos_sin: jax.Array | None
+    alibi_slopes: jax.Array | None
+    query_scales: jax.Array | None
+
+
+class SelfAttention(nnx.Module):
+    """Grouped-query attention over the paged pool.
+
+    Args:
+        config: the model.
+        layer: which layer it is of.
+        mesh: the devices.
+        param_dtype: of the parameters.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, mesh: Mesh, *, param_dtype: DTypeLike) -> None:
+        layout = config.head_layout(tensor_parallel_size(mesh))
+        heads = (layout.num_kv_heads, layout.group_size, config.head_dim)
+        self.qkv_proj = QKVProjection(config.hidden_size, *heads, bias=config.qkv_bias, mesh=mesh, dtype=param_dtype)
+        self.o_proj = OutputProjection(
+            config.hidden_size, *heads, bias=config.attention_out_bias, mesh=mesh, dtype=param_dtype
+        )
+        self.q_norm, self.k_norm = _query_and_key_norms(config, layout, mesh, param_dtype)
+        self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+        self.soft_cap = config.attention_soft_cap
+        self.is_local = config.is_local(layer)
+        self.window = config.window if self.is_local else None
+        self.mesh = mesh
+
+    def __call__(
+        self, x: jax.Array, positions: TokenPositions, metadata: AttentionMetadata, kv_pages: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """[T, D] and one layer's pages to [T, D] and the pages with the step's tokens in them."""
+        q, k, v = self.qkv_proj(x)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if positions.query_scales is not None:
+            q = q * positions.query_scales[:, None, None, None].astype(q.dtype)
+        out, kv_pages = attend(
+            q,
+            k,
+            v,
+            kv_pages,
+            metadata,
+            mesh=self.mesh,
+            scale=self.scale,
+            cos_sin=positions.local_cos_sin if self.is_local else positions.cos_sin,
+            window=self.window,
+            soft_cap=self.soft_cap,
+            alibi_slopes=positions.alibi_slopes,
+        )
+        return self.o_proj(out), kv_pages
+
+
+class DecoderLayer(nnx.Module):
+    """Attention and feed-forward, each added to the residual stream.
+
+    Args:
+        config: the model.
+        layer: which layer it is.
+        mesh: the devices.
+        param_dtype: of the parameters.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, mesh: Mesh, *, param_dtype: DTypeLike) -> None:
+        def norm(wanted: bool) -> RMSNorm | LayerNorm | None:
+            if not wanted:
+                return None
+            return make_norm(config.norm, config.hidden_size, eps=config.norm_eps, mesh=mesh, dtype=param_dtype)
+
+        before, after = config.norm_placement != "after", config.norm_placement != "before"
+        self.attention_norm = norm(before)
+        self.self_attn = SelfAttention(config, layer, mesh, param_dtype=param_dtype)
+        self.attention_post_norm = norm(after)
+        self.mlp_norm = norm(before and not config.shared_norm)
+        self.mlp = _feed_forward(config, layer, mesh, param_dtype)
+        self.mlp_post_norm = norm(after)
+        self.parallel = config.parallel_residual
+        self.multiplier = config.residual_multiplier
+
+    def __call__(
+        self, x: jax.Array, positions: TokenPositions, metadata: AttentionMetadata, kv_pages: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The residual stream [T, D] after this layer, and the layer's pages."""
+        normed = x if self.attention_norm is None else self.attention_norm(x)
+        attended, kv_pages = self.self_attn(normed, positions, metadata, kv_pages)
+        attended = self._scaled(attended if self.attention_post_norm is None else self.attention_post_norm(attended))
+        if not self.parallel:
+            x = x + attended
+        if self.mlp_norm is not None:
+            normed = self.mlp_norm(x)
+        elif not self.parallel:
+            normed = x
+        out = self.mlp(normed)
+        out = self._scaled(out if self.mlp_post_norm is None else self.mlp_post_norm(out))
+        return x + (attended + out if self.parallel else out), kv_pages
+
+    def _scaled(self, x: jax.Array) -> jax.Array:
+        if self.multiplier == 1.0:
+            return x
+        # The factor itself must not be rounded to 16 bits.
+        return (x.astype(jnp.float32) * self.multiplier).astype(x.dtype)
+
+
+class Decoder(nnx.Module):
+    """A decoder-only model, described but not loaded: its parameters are shapes until arrays are merged in.
+
+    Used functionally: `nnx.split` once at load, `nnx.merge` inside the trace of a step.
+
+    Args:
+        config: the model.
+        mesh: the devices.
+        param_dtype: of weights and activations.
+        max_model_len: rows of the tables of positions; the context length if None.
+
+    Raises:
+        ConfigError: the model cannot be divided over the mesh.
+    """
+
+    def __init__(
+        self, config: ModelConfig, mesh: Mesh, *, param_dtype: DTypeLike, max_model_len: int | None = None
+    ) -> None:
+        rows = max_model_len or config.context_length
+        vocab = (config.vocab_size, config.hidden_size)
+        self.embed_tokens = VocabTable(*vocab, mesh=mesh, dtype=param_dtype)
+        positions = (config.max_position_embeddings, config.hidden_size)
+        learned = config.positions == "learned"
+        self.embed_positions = PositionTable(*positions, mesh=mesh, dtype=param_dtype) if learned else None
+        self.layers = nnx.List(
+            [DecoderLayer(config, i, mesh, param_dtype=param_dtype) for i in range(config.num_layers)]
+        )
+        self.norm = make_norm(config.norm, config.hidden_size, eps=config.norm_eps, mesh=mesh, dtype=param_dtype)
+        self.lm_head = None if config.tie_word_embeddings else VocabTable(*vocab, mesh=mesh, dtype=param_dtype)
+        self._add_constants(config, mesh, rows)
+        self.config = config
+        self.mesh = mesh
+
+    def _add_constants(self, config: ModelConfig, mesh: Mesh, rows: int) -> None:
+        """Tables that follow from the config. Weights and not constants of the trace: each compiled step would hold its
+        own copy."""
+
+        def table(wanted: bool, shape: tuple[int, ...], *axes: str) -> nnx.Param[jax.Array] | None:
+            return abstract_param(mesh, shape, axes, "float32") if wanted else None
+
+        rope, layout = config.positions == "rope", config.head_layout(tensor_parallel_size(mesh))
+        angles = (rows, 2, (config.rotary_dim or config.head_dim) // 2)
+        heads = (layout.num_kv_heads, layout.group_size)
+        self.cos_sin = table(rope, angles, "position", "cos_sin", "head_dim")
+        self.local_cos_sin = table(rope and config.local_rope is not None, angles, "position", "cos_sin", "head_dim")
+        self.alibi_slopes = table(config.positions == "alibi", heads, "kv_heads", "group")
+        self.logn_scales = table(config.logn_length is not None, (rows,), "position")
+
+    def __call__(
+        self, token_ids: jax.Array, metadata: AttentionMetadata, kv_pages: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """Run the layers over one step's tokens.
+
+        Args:
+            token_ids: [T] int32.
+            metadata: where the tokens lie.
+            kv_pages: one array [P, 2, page_size, K, H] a layer.
+
+        Returns:
+            The normalised hidden states [T, D], and the pages with the step's keys and values.
+        """
+        positions = self._positions(metadata.positions)
+        x = constrain(self.embed_tokens.embed(token_ids), self.mesh)
+        if self.config.embedding_multiplier != 1.0:
+            x = x * jnp.asarray(self.config.embedding_multiplier, x.dtype)
+        if self.embed_positions is not None:
+            x = x + self.embed_positions.embed(metadata.positions)
+        written = []
+        for layer, pages in zip(self.layers, kv_pages, strict=True):
+            x, pages = layer(x, positions, metadata, pages)
+            written.append(pages)
+        return self.norm(x), tuple(written)
+
+    def _positions(self, positions: jax.Array) -> TokenPositions:
+        def rows(table: nnx.Param[jax.Array] | None) -> jax.Array | None:
+            return None if table is None else table[...].at[positions].get(mode="clip")
+
+        cos_sin = rows(self.cos_sin)
+        return TokenPositions(
+            cos_sin=cos_sin,
+            local_cos_sin=cos_sin if self.local_cos_sin is None else rows(self.local_cos_sin),
+            alibi_slopes=None if self.alibi_slopes is None else self.alibi_slopes[...],
+            query_scales=rows(self.logn_scales),
+        )
+
+    def compute_logits(self, hidden: jax.Array) -> jax.Array:
+        """Hidden states [S, D] to the scores of the next token [S, V], float32."""
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        logits = head.logits(hidden)
+        if self.config.logits_divisor != 1.0:
+            logits = logits / self.config.logits_divisor
+        cap = self.config.logits_soft_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def _query_and_key_norms(
+    config: ModelConfig, layout: HeadLayout, mesh: Mesh, param_dtype: DTypeLike
+) -> tuple[RMSNorm | WholeNorm | None, RMSNorm | WholeNorm | None]:
+    eps, kind = config.norm_eps, config.norm
+    if config.qk_norm is None:
+        return None, None
+    if config.qk_norm == "head":
+        q, k = (
+            RMSNorm(config.head_dim, eps=eps, kind=kind, axis="head_dim", mesh=mesh, dtype=param_dtype)
+            for _ in range(2)
+        )
+        return q, k
+    keys = (layout.num_kv_heads, config.head_dim)
+    queries = (layout.num_kv_heads, layout.group_size, config.head_dim)
+    q_size, k_size = config.num_query_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return (
+        WholeNorm(queries, size=q_size, copies=1, eps=eps, kind=kind, mesh=mesh, dtype=param_dtype),
+        WholeNorm(keys, size=k_size, copies=layout.copies, eps=eps, kind=kind, mesh=mesh, dtype=param_dtype),
+    )
+
+
+def _feed_forward(
+    config: ModelConfig, layer: int, mesh: Mesh, param_dtype: DTypeLike
+) -> GatedMLP | PlainMLP | RoutedExperts:
+    if config.experts is not None and config.has_experts(layer):
+        return RoutedExperts(
+            config.hidden_size,
+            config.experts.intermediate_size,
+            config.experts.num_experts,
+            config.experts.num_experts_per_token,
+            normalize_weights=config.experts.normalize_weights,
+            mesh=mesh,
+            dtype=param_dtype,
+        )
+    sizes = (config.hidden_size, config.intermediate_size)
+    kind = GatedMLP if config.gated_mlp else PlainMLP
+    return kind(*sizes, activation=config.activation, bias=config.mlp_bias, mesh=mesh, dtype=param_dtype)
