@@ -39,7 +39,9 @@ from pallas_kernels.sampling_floor.config import FloorConfig
 BYTES_PER_SECOND = 4.3e12
 SPREADS = {"peaked": 3.0, "flat": 1.0}
 MIXED = "mixed"
+# Calls chained in one jit; of the sort, which is slow to compile and to run, fewer do.
 CALLS = 8
+SORT_CALLS = 2
 # The mass that rounding may move over a bound, and the share of rows whose two best noisy logits may be that close.
 MASS_TOLERANCE = 1e-4
 TOKEN_TOLERANCE = 0.01
@@ -77,12 +79,12 @@ def random_logits(num_rows: int, vocab_size: int, spread: float) -> jax.Array:
     return logits
 
 
-def compile_chain(sampler: Sampler, num_rows: int, vocab_size: int) -> Any:
-    """CALLS of the sampler, each at the positions that the last one's tokens say."""
+def compile_chain(sampler: Sampler, num_rows: int, vocab_size: int, calls: int = CALLS) -> Any:
+    """Calls of the sampler, each at the positions that the last one's tokens say."""
 
     def chain(logits: jax.Array, positions: jax.Array, params: dict[str, jax.Array]) -> jax.Array:
         total = positions
-        for _ in range(CALLS):
+        for _ in range(calls):
             # The barrier makes the logits another value to XLA, so that no call takes over another's passes.
             logits, positions = jax.lax.optimization_barrier((logits, positions))
             positions = sampler(logits, positions, params)
@@ -93,7 +95,7 @@ def compile_chain(sampler: Sampler, num_rows: int, vocab_size: int) -> Any:
     return jax.jit(chain).lower(logits, jnp.zeros(num_rows, jnp.int32), row_params(MIXED, num_rows)).compile()
 
 
-def median_seconds(run: Any, logits: jax.Array, params: dict[str, jax.Array]) -> float:
+def median_seconds(run: Any, logits: jax.Array, params: dict[str, jax.Array], calls: int = CALLS) -> float:
     """Seconds a call."""
     positions = jnp.zeros(logits.shape[0], jnp.int32)
     for _ in range(3):
@@ -105,7 +107,7 @@ def median_seconds(run: Any, logits: jax.Array, params: dict[str, jax.Array]) ->
         for _ in range(3):
             positions = run(logits, positions, params)
         jax.block_until_ready(positions)
-        samples.append((time.perf_counter() - started) / 3 / CALLS)
+        samples.append((time.perf_counter() - started) / 3 / calls)
     return statistics.median(samples)
 
 
@@ -122,17 +124,20 @@ def samplers() -> dict[str, Sampler]:
 def time_rows(num_rows: int, vocab_size: int) -> list[dict[str, Any]]:
     """All samplers and parameters for one number of rows."""
     found = samplers()
+    calls = {name: SORT_CALLS if name == "sort" else CALLS for name in found}
+
+    def compile_one(name: str) -> Any:
+        return compile_chain(found[name], num_rows, vocab_size, calls[name])
+
     with ThreadPoolExecutor(len(found)) as threads:
-        runs = dict(
-            zip(found, threads.map(lambda s: compile_chain(s, num_rows, vocab_size), found.values()), strict=True)
-        )
+        runs = dict(zip(found, threads.map(compile_one, found), strict=True))
     rows = []
     for spread, scale in SPREADS.items():
         logits = random_logits(num_rows, vocab_size, scale)
         for name, run in runs.items():
             # What is not looked at makes no difference: sorting takes the same time whatever the parameters.
             for params in (*PARAMS, MIXED) if name == "triton" else (MIXED,):
-                seconds = median_seconds(run, logits, row_params(params, num_rows))
+                seconds = median_seconds(run, logits, row_params(params, num_rows), calls[name])
                 floor = 2 * logits.nbytes / BYTES_PER_SECOND
                 row = {"rows": num_rows, "logits": spread, "sampler": name, "params": params}
                 rows.append(row | {"us": seconds * 1e6, "floor_us": floor * 1e6})
