@@ -1,14 +1,19 @@
 """Normalisation. All of it is computed in float32."""
 
+from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from jaxserve.layers.parameter import abstract_param
+from pallas_kernels.residual_norm import NormKind as RMSNormKind
+from pallas_kernels.residual_norm import residual_norm
+from pallas_kernels.residual_norm.reference import scale_normed
 
 NormKind = Literal["rms", "rms_rounded_last", "rms_plus_one", "layer"]
 
@@ -34,26 +39,19 @@ class RMSNorm(nnx.Module):
         eps: float,
         mesh: Mesh,
         dtype: DTypeLike,
-        kind: NormKind = "rms",
+        kind: RMSNormKind = "rms",
         axis: str = "embed",
     ) -> None:
         self.weight = abstract_param(mesh, (size,), (axis,), dtype)
         self.eps = eps
-        self.kind = kind
+        self.kind: RMSNormKind = kind
+        self.mesh = mesh
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] to [..., D], in the dtype of `x`."""
         x32 = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
         return scale_normed(x32 * jax.lax.rsqrt(mean_square + self.eps), self.weight[...], self.kind, x.dtype)
-
-
-def scale_normed(normed: jax.Array, weight: jax.Array, kind: NormKind, dtype: DTypeLike) -> jax.Array:
-    """Scale float32 values of mean square 1 by a norm's weight, rounded to `dtype` where the kind of norm does it."""
-    if kind == "rms":
-        return weight * normed.astype(dtype)
-    scale = weight.astype(jnp.float32)
-    return (normed * (scale + 1.0 if kind == "rms_plus_one" else scale)).astype(dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -88,6 +86,33 @@ def make_norm(kind: NormKind, size: int, *, eps: float, mesh: Mesh, dtype: DType
     return RMSNorm(size, eps=eps, mesh=mesh, dtype=dtype, kind=kind)
 
 
+def add_and_norm(
+    x: jax.Array, delta: jax.Array | None, norm: RMSNorm | LayerNorm | None
+) -> tuple[jax.Array, jax.Array]:
+    """Add to the residual stream and normalise it.
+
+    Args:
+        x: [T, D] the residual stream, whole on every device.
+        delta: [T, D] what is added to it; None adds nothing.
+        norm: None leaves the sum as it is.
+
+    Returns:
+        The sum, and its norm.
+    """
+    if delta is None:
+        return x, x if norm is None else norm(x)
+    if not isinstance(norm, RMSNorm):
+        x = x + delta
+        return x, x if norm is None else norm(x)
+    fused = partial(residual_norm, eps=norm.eps, kind=norm.kind)
+    whole = P()
+    local = jax.shard_map(
+        fused, mesh=norm.mesh, in_specs=(whole, whole, whole), out_specs=(whole, whole), check_vma=False
+    )
+    summed: tuple[jax.Array, jax.Array] = local(x, delta, norm.weight[...])
+    return summed
+
+
 class WholeNorm(nnx.Module):
     """Root mean square normalisation over all heads of a token together, split over the devices by kv head.
 
@@ -108,7 +133,7 @@ class WholeNorm(nnx.Module):
         size: int,
         copies: int,
         eps: float,
-        kind: NormKind,
+        kind: RMSNormKind,
         mesh: Mesh,
         dtype: DTypeLike,
     ) -> None:

@@ -1,6 +1,8 @@
 """The decoder that every family is a variant of: one module, whose switches are in ModelConfig."""
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +15,14 @@ from jaxserve.layers.embedding import PositionTable, VocabTable
 from jaxserve.layers.linear import OutputProjection, QKVProjection
 from jaxserve.layers.mlp import GatedMLP, PlainMLP
 from jaxserve.layers.moe import RoutedExperts
-from jaxserve.layers.norm import LayerNorm, RMSNorm, WholeNorm, make_norm
+from jaxserve.layers.norm import LayerNorm, RMSNorm, WholeNorm, add_and_norm, make_norm
 from jaxserve.layers.parameter import abstract_param
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.head_layout import HeadLayout
 from jaxserve.sharding import constrain, tensor_parallel_size
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TokenPositions:
     """What a step's tokens get from their positions, in every layer.
@@ -113,21 +116,39 @@ class DecoderLayer(nnx.Module):
         self.multiplier = config.residual_multiplier
 
     def __call__(
-        self, x: jax.Array, positions: TokenPositions, metadata: AttentionMetadata, kv_pages: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """The residual stream [T, D] after this layer, and the layer's pages."""
-        normed = x if self.attention_norm is None else self.attention_norm(x)
+        self,
+        x: jax.Array,
+        delta: jax.Array | None,
+        positions: TokenPositions,
+        metadata: AttentionMetadata,
+        kv_pages: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Run the layer.
+
+        The last sum of a layer is left to the next one, which makes it together with its first norm.
+
+        Args:
+            x: [T, D] the residual stream.
+            delta: [T, D] what is still to be added to it; None for nothing.
+            positions: what the tokens get from their positions.
+            metadata: where the tokens lie.
+            kv_pages: the layer's pages.
+
+        Returns:
+            The residual stream, what is to be added to it, and the pages with the step's tokens in them.
+        """
+        x, normed = add_and_norm(x, delta, self.attention_norm)
         attended, kv_pages = self.self_attn(normed, positions, metadata, kv_pages)
         attended = self._scaled(attended if self.attention_post_norm is None else self.attention_post_norm(attended))
-        if not self.parallel:
-            x = x + attended
-        if self.mlp_norm is not None:
-            normed = self.mlp_norm(x)
-        elif not self.parallel:
-            normed = x
+        if self.parallel:
+            out = self._feed_forward(normed if self.mlp_norm is None else self.mlp_norm(x))
+            return x, attended + out, kv_pages
+        x, normed = add_and_norm(x, attended, self.mlp_norm)
+        return x, self._feed_forward(normed), kv_pages
+
+    def _feed_forward(self, normed: jax.Array) -> jax.Array:
         out = self.mlp(normed)
-        out = self._scaled(out if self.mlp_post_norm is None else self.mlp_post_norm(out))
-        return x + (attended + out if self.parallel else out), kv_pages
+        return self._scaled(out if self.mlp_post_norm is None else self.mlp_post_norm(out))
 
     def _scaled(self, x: jax.Array) -> jax.Array:
         if self.multiplier == 1.0:
@@ -204,10 +225,12 @@ class Decoder(nnx.Module):
         if self.embed_positions is not None:
             x = x + self.embed_positions.embed(metadata.positions)
         written = []
+        delta = None
         for layer, pages in zip(self.layers, kv_pages, strict=True):
-            x, pages = layer(x, positions, metadata, pages)
+            graphdef, state = nnx.split(layer)
+            x, delta, pages = _run_layer(graphdef, state, x, delta, positions, metadata, pages)
             written.append(pages)
-        return self.norm(x), tuple(written)
+        return add_and_norm(x, delta, self.norm)[1], tuple(written)
 
     def _positions(self, positions: jax.Array) -> TokenPositions:
         def rows(table: nnx.Param[jax.Array] | None) -> jax.Array | None:
@@ -231,12 +254,20 @@ class Decoder(nnx.Module):
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
+@partial(jax.jit, static_argnums=0)
+def _run_layer(graphdef: nnx.GraphDef[DecoderLayer], state: nnx.State[Any, Any], *args: Any) -> Any:
+    """A layer as a function of its own: layers of one structure are traced and lowered once, and XLA inlines them."""
+    return nnx.merge(graphdef, state)(*args)
+
+
 def _query_and_key_norms(
     config: ModelConfig, layout: HeadLayout, mesh: Mesh, param_dtype: DTypeLike
 ) -> tuple[RMSNorm | WholeNorm | None, RMSNorm | WholeNorm | None]:
-    eps, kind = config.norm_eps, config.norm
     if config.qk_norm is None:
         return None, None
+    eps, kind = config.norm_eps, config.norm
+    if kind == "layer":
+        raise ValueError("queries and keys are normalised by their root mean square only")
     if config.qk_norm == "head":
         q, k = (
             RMSNorm(config.head_dim, eps=eps, kind=kind, axis="head_dim", mesh=mesh, dtype=param_dtype)
