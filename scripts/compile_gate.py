@@ -216,8 +216,11 @@ def check_step(mesh: Mesh, bucket: Bucket) -> list[str]:
     thunks = next(Path(DUMP.name).glob("*run_step*thunk_sequence_after_thunk_passes.txt")).read_text().splitlines()
     outside = [line for line in thunks if line[:1].isdigit()]
     calls = [line for line in text.splitlines() if 'custom_call_target="triton_kernel_call_ffi"' in line]
-    # All of the sampler are given the logits.
-    attention = [line for line in calls if f"f32[{bucket.num_seqs},{MODEL.vocab_size}]" not in line]
+    # Only norms give two streams; all of the sampler are given the logits.
+    stream = re.escape(f"bf16[{bucket.num_tokens},{MODEL.hidden_size}]{{1,0}}")
+    norms = [line for line in calls if re.search(rf"= \({stream}, {stream}\)", line)]
+    sampling = [line for line in calls if f"f32[{bucket.num_seqs},{MODEL.vocab_size}]" in line]
+    attention = [line for line in calls if line not in norms and line not in sampling]
     print(
         f"{bucket}: {len(thunks)} thunks, {len(calls)} Triton calls, {memory.temp_size_in_bytes} bytes of temporaries"
     )
@@ -233,8 +236,10 @@ def check_step(mesh: Mesh, bucket: Bucket) -> list[str]:
         problems.append(f"not one command buffer, but {[line[5:40].strip() for line in outside[:8]]}")
     if len(attention) != NUM_LAYERS * (1 if bucket.decode_only else 3):
         problems.append(f"{len(attention)} calls of attention in {NUM_LAYERS} layers")
-    if len(calls) - len(attention) != (SAMPLER_KERNELS if bucket.sampler is SamplerKind.FULL else 0):
-        problems.append(f"{len(calls) - len(attention)} Triton calls in the sampler")
+    if len(norms) != 2 * NUM_LAYERS:
+        problems.append(f"{len(norms)} sums with their norms in {NUM_LAYERS} layers")
+    if len(sampling) != (SAMPLER_KERNELS if bucket.sampler is SamplerKind.FULL else 0):
+        problems.append(f"{len(sampling)} Triton calls in the sampler")
     if loops := re.findall(r" (?:sort|while)\(|DeviceRadixSort", text):
         problems.append(f"sorts or loops: {loops}")
     # An operand says which sequence each program works for: one array for each of the kernels that attend.
