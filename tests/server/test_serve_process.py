@@ -20,9 +20,11 @@ ONCE = RetryPolicy(max_attempts=1)
 
 
 @contextmanager
-def server_process(tokenizer_dir: Path, fault: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def server_process(
+    tokenizer_dir: Path, fault: str, num_front_ends: int = 1
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process and its target, read from its ready line; the target is empty if it ended first."""
-    command = [sys.executable, "-m", "tests.support.simulated_serve", str(tokenizer_dir), fault]
+    command = [sys.executable, "-m", "tests.support.simulated_serve", str(tokenizer_dir), fault, str(num_front_ends)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
