@@ -107,6 +107,11 @@ class FrontEndProcesses:
         ended = done.pop()
         return f"front end {by_end[ended].number} ended with exit code {ended.result()}"
 
+    async def all_end(self, timeout: float) -> None:
+        """Give them so many seconds to end of their own accord, as they do when the engine has."""
+        if self._processes:
+            await asyncio.wait([process.ended for process in self._processes], timeout=timeout)
+
     async def drain(self) -> None:
         """Have each finish its calls in flight, and wait until they have."""
         for process in self._processes:

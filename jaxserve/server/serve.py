@@ -16,12 +16,12 @@ from jaxserve.config import EngineConfig, ServerConfig
 from jaxserve.engine.client import EngineClient, EngineState
 from jaxserve.engine.launch import ENGINE_COMMAND, EngineProcess
 from jaxserve.errors import ConfigError, EngineDeadError, JaxserveError
-from jaxserve.server.app import InferenceServer, settle_memory
+from jaxserve.server.app import STATUS_GRACE_S, InferenceServer, settle_memory
 from jaxserve.server.front_end_process import FrontEndProcesses
 
 logger = logging.getLogger(__name__)
 
-# When a front end ends because the engine did, this process learns of the engine's end within this time too.
+# All front ends learn of the engine's end within this time of each other.
 ENGINE_NOTICE_S = 1.0
 
 
@@ -137,6 +137,7 @@ class _Run:
                 await asyncio.wait({dead}, timeout=ENGINE_NOTICE_S)
             if self._engine.state is EngineState.DEAD:
                 logger.critical("the engine has failed; the server exits")
+                await self.others.all_end(ENGINE_NOTICE_S + STATUS_GRACE_S)
                 return 1
             if lost.done():
                 logger.critical("%s; the server drains and exits", lost.result())
