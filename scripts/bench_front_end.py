@@ -15,6 +15,7 @@ import asyncio
 import json
 import platform
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from jaxserve.bench.figures import ServingFigures, steady_itl
+from jaxserve.bench.figures import ServingFigures, Spread, steady_itl
 from jaxserve.bench.load import run_load
 from jaxserve.bench.load_client import LoadJob
 from jaxserve.bench.server_process import server_process
@@ -43,9 +44,16 @@ from jaxserve.tokenizer import Tokenizer
 
 
 class PacedRunner:
-    """A device that takes a fixed time a step, and one token after the other from the vocabulary."""
+    """A device that takes a fixed time a step, and one token after the other from the vocabulary.
+
+    Attributes:
+        host_seconds: time from the end of one `collect` to the next call of it, and the number of sequences: what the
+            engine's own loop needs for a step.
+    """
 
     def __init__(self, step_s: float, vocab_size: int) -> None:
+        self.host_seconds: list[tuple[float, int]] = []
+        self._collected: float | None = None
         self._step_s = step_s
         self._ids = list(range(vocab_size // 2, vocab_size))
         self._next = 0
@@ -60,13 +68,23 @@ class PacedRunner:
 
     def collect(self, handle: tuple[float, list[int]]) -> list[int]:
         """Wait for its time to pass."""
-        if (wait := handle[0] - time.monotonic()) > 0:
+        now = time.monotonic()
+        if self._collected is not None:
+            self.host_seconds.append((now - self._collected, len(handle[1])))
+        if (wait := handle[0] - now) > 0:
             time.sleep(wait)
+        self._collected = time.monotonic()
         return handle[1]
 
+    def host_time(self) -> Spread | None:
+        """The spread over the steps of the largest batch."""
+        largest = max((size for _, size in self.host_seconds), default=0)
+        return Spread.of([seconds for seconds, size in self.host_seconds if size == largest])
 
-def run_engine(step_ms: float) -> int:
-    """The engine's process."""
+
+def run_engine(step_ms: float, report: Path) -> int:
+    """The engine's process; writes the host time of its steps when it ends."""
+    runners: list[PacedRunner] = []
 
     def build(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
         directory = resolve_model(config.model)
@@ -86,21 +104,34 @@ def run_engine(step_ms: float) -> int:
             max_num_batched_tokens=scheduler.max_num_batched_tokens,
             tokenizer_dir=str(directory),
         )
-        return EngineCore(Scheduler(scheduler, ()), PacedRunner(step_ms / 1000, vocab_size)), info
+        runners.append(PacedRunner(step_ms / 1000, vocab_size))
+        return EngineCore(Scheduler(scheduler, ()), runners[0]), info
 
-    return engine_main(build)
+    code = engine_main(build)
+    report.write_bytes(msgspec.json.encode(runners[0].host_time()))
+    return code
 
 
 def run_server(args: argparse.Namespace) -> int:
     """The server, on that engine."""
-    command = (sys.executable, __file__, "--role", "engine", "--step-ms", str(args.step_ms))
+    command = (
+        sys.executable,
+        __file__,
+        "--role",
+        "engine",
+        "--step-ms",
+        str(args.step_ms),
+        "--report",
+        str(args.report),
+    )
     config = ServerConfig(port=0, num_front_ends=args.num_front_ends)
     return run(EngineConfig(model="demo"), config, announce, engine_command=command)
 
 
-async def measure(args: argparse.Namespace) -> dict[str, Any]:
+async def measure(args: argparse.Namespace, report_path: Path) -> dict[str, Any]:
     """One run."""
-    role = ("--role", "server", "--step-ms", str(args.step_ms), "--num-front-ends", str(args.num_front_ends))
+    role = ["--role", "server", "--step-ms", str(args.step_ms), "--num-front-ends", str(args.num_front_ends)]
+    role += ["--report", str(report_path)]
     async with server_process([sys.executable, __file__, *role], timeout=60) as server:
         job = LoadJob(
             target=server.target,
@@ -134,7 +165,7 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
         "cpu_seconds": cpu,
         "front_end_cpu_us_per_token": 1e6 * front_ends / figures.output_tokens,
         "front_end_cpu_us_per_message": 1e6 * front_ends / sum(len(t.arrivals) for t in times),
-        "engine_cpu_us_per_step": 1e6 * cpu["engine"] / args.output_len,
+        "engine_host_ms_per_step": json.loads(report_path.read_text()),
         "client_cpu_us_per_message": 1e6 * sum(r.cpu_seconds for r in results) / sum(len(t.arrivals) for t in times),
     }
 
@@ -143,6 +174,7 @@ def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--role", choices=("engine", "server"), help=argparse.SUPPRESS)
+    parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--step-ms", type=float, default=13.0, help="time of a step (default: 13)")
     parser.add_argument("--streams", type=int, default=256, help="concurrent requests (default: 256)")
     parser.add_argument("--output-len", type=int, default=256, help="tokens of each answer (default: 256)")
@@ -154,10 +186,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
     if args.role == "engine":
-        sys.exit(run_engine(args.step_ms))
+        sys.exit(run_engine(args.step_ms, args.report))
     if args.role == "server":
         sys.exit(run_server(args))
-    record = asyncio.run(measure(args))
+    with tempfile.TemporaryDirectory() as directory:
+        record = asyncio.run(measure(args, Path(directory) / "engine.json"))
     if args.output:
         args.output.write_text(json.dumps(record, indent=2) + "\n")
     if args.json:

@@ -124,7 +124,7 @@ class _LoadClient:
     async def report(self) -> None:
         while True:
             await asyncio.sleep(PROGRESS_INTERVAL_S)
-            _say(Progress(self.num_done))
+            write_line(Progress(self.num_done))
 
 
 @contextlib.asynccontextmanager
@@ -143,7 +143,7 @@ async def _connected(job: LoadJob) -> AsyncIterator[list[AsyncClient]]:
 async def _run(job: LoadJob) -> LoadResult:
     async with _connected(job) as clients:
         load = _LoadClient(job, clients)
-        _say(Ready())
+        write_line(Ready())
         await asyncio.to_thread(sys.stdin.readline)
         cpu = _cpu_seconds()
         others = [asyncio.create_task(load.watch_lag()), asyncio.create_task(load.report())]
@@ -159,14 +159,19 @@ def _cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _say(message: FromLoadClient) -> None:
-    print(msgspec.json.encode(message).decode(), flush=True)
+def write_line(message: object) -> None:
+    """Write a message to standard output as one line of JSON, however long it is.
+
+    Not by print: under PYTHONUNBUFFERED its one write may stop short, and what is left would be lost.
+    """
+    with open(sys.stdout.fileno(), "wb", closefd=False) as output:
+        output.write(msgspec.json.encode(message) + b"\n")
 
 
 def main() -> None:
     """Read the job, run it, print the result."""
     job = msgspec.json.decode(sys.stdin.readline(), type=LoadJob)
-    _say(uvloop.run(_run(job)))
+    write_line(uvloop.run(_run(job)))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from jaxserve.bench.figures import RequestTimes
+from jaxserve.bench.load_client import write_line
 from jaxserve.bench.workload import RequestPlan, exact_length, random_prompts
 from jaxserve.config import EngineConfig
 from jaxserve.progress import ProgressCallback, no_progress, progress_bars
@@ -72,7 +73,7 @@ def main() -> None:
         for name, plans in job.cases.items():
             run_offline(llm, warm_up(plans), what=f"warm-up {name}", seed=1)
             times[name] = run_offline(llm, plans, report, f"Offline: {name}")
-    print(msgspec.json.encode(OfflineResult(seconds, llm.info.device_kind, times)).decode(), flush=True)
+    write_line(OfflineResult(seconds, llm.info.device_kind, times))
 
 
 def warm_up(plans: list[RequestPlan]) -> list[RequestPlan]:
