@@ -114,9 +114,9 @@ def pairs(measured: list[Measured]) -> list[tuple[Measured, Measured]]:
 
 def print_tables(measured: list[Measured], shares: list[LatencyShares]) -> None:
     """The results for a person."""
-    table = Table(title="Serving")
+    table = Table(title="Serving (latencies in ms, goodput in requests a second)")
     for column in ("case", "", "out tok/s", "of offline", "TTFT p50", "p99", "ITL p50", "p90", "p99", "tok/delta"):
-        table.add_column(column, justify="left" if column in ("case", "") else "right")
+        table.add_column(column, justify="left" if column in ("case", "") else "right", no_wrap=True)
     table.add_column("goodput", justify="right")
     ratios = {b.case: b.figures.output_throughput / a.figures.output_throughput for a, b in pairs(measured)}
     for m in measured:
@@ -133,6 +133,8 @@ def print_tables(measured: list[Measured], shares: list[LatencyShares]) -> None:
             f"{f.goodput:.2f}" if f.goodput is not None else "",
         )
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
     console.print(table)
     for m in measured:
         if m.over_grpc:
@@ -164,6 +166,7 @@ def plot(measured: list[Measured], shares: list[LatencyShares], path: Path) -> N
         bars.bar([i + offset for i in range(len(both))], heights, 0.4, color=color, label=label)
     bars.set_xticks(range(len(both)), [b.case.replace(", ", ",\n") for _, b in both])
     bars.set_ylabel("output tokens a second")
+    bars.margins(y=0.25)
     names = ("step", "step_variation", "server", "client", "prompts")
     below = [0.0] * len(shares)
     for name in names:
@@ -172,6 +175,7 @@ def plot(measured: list[Measured], shares: list[LatencyShares], path: Path) -> N
             [s.case.replace(", ", ",\n") for s in shares], heights, 0.5, bottom=below, label=name.replace("_", " ")
         )
         below = [a + b for a, b in zip(below, heights, strict=True)]
+    stacks.margins(y=0.25)
     stacks.set_ylabel("p99 inter-token latency, ms")
     poisson = [m for m in measured if m.rate is not None]
     rates = [m.rate or 0.0 for m in poisson]
@@ -181,7 +185,7 @@ def plot(measured: list[Measured], shares: list[LatencyShares], path: Path) -> N
     lines.set_yscale("log")
     for axes in (bars, stacks, lines):
         if axes.get_legend_handles_labels()[0]:
-            axes.legend()
+            axes.legend(fontsize="small", ncols=2)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
