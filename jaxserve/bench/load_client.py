@@ -7,6 +7,7 @@ times can be put together.
 
 import asyncio
 import contextlib
+import gc
 import resource
 import sys
 import time
@@ -22,6 +23,8 @@ from jaxserve.client import AsyncClient, RetryPolicy, RpcError
 PROGRESS_INTERVAL_S = 0.5
 # How often the delay of the event loop itself is measured.
 LAG_INTERVAL_S = 0.02
+# New objects between two collections of garbage.
+GC_THRESHOLD = 50_000
 
 
 class LoadJob(msgspec.Struct, kw_only=True):
@@ -143,6 +146,9 @@ async def _connected(job: LoadJob) -> AsyncIterator[list[AsyncClient]]:
 async def _run(job: LoadJob) -> LoadResult:
     async with _connected(job) as clients:
         load = _LoadClient(job, clients)
+        # A collection in the middle would look like a late token.
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD)
         write_line(Ready())
         await asyncio.to_thread(sys.stdin.readline)
         cpu = _cpu_seconds()
