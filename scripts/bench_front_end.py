@@ -76,6 +76,10 @@ class PacedRunner:
         self._collected = time.monotonic()
         return handle[1]
 
+    def close(self) -> bool:
+        """There is nothing to stop."""
+        return True
+
     def host_time(self) -> Spread | None:
         """The spread over the steps of the largest batch."""
         largest = max((size for _, size in self.host_seconds), default=0)

@@ -73,6 +73,10 @@ async def loaded(args: argparse.Namespace, slo: ServiceLevel, record: dict[str, 
     started = time.monotonic()
     async with server_process(serve_command(args.model, *flags), timeout=args.time_limit) as server:
         record["server_start_seconds"] = time.monotonic() - started
+        started = time.monotonic()
+        with progress_bars() as report:
+            await server.settled(args.settle_limit, report)
+        record["server_settle_seconds"] = time.monotonic() - started
         yield ServerLoad(server.target, await describe(server.target, record), server=server, **load)
 
 
@@ -218,6 +222,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--clients", type=int, default=4, help="processes that send requests (default: 4)")
     parser.add_argument("--channels", type=int, default=8, help="connections of each (default: 8)")
     parser.add_argument("--time-limit", type=float, default=180.0, help="seconds for a start and for a case")
+    parser.add_argument(
+        "--settle-limit", type=float, default=90.0, help="seconds the server may go on compiling first (default: 90)"
+    )
     parser.add_argument("--output", type=Path, help="path without suffix of the JSON and the PNG")
     parser.add_argument("--no-plot", action="store_true", help="leave out the PNG, which needs matplotlib")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")

@@ -4,11 +4,15 @@ import asyncio
 import contextlib
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from jaxserve.errors import JaxserveError
+from jaxserve.progress import ProgressCallback, no_progress
 
+# A server is idle that uses no more CPU time than this in each of so many seconds.
+QUIET_CPU_SECONDS, QUIET_S = 0.05, 3
 READY_MARK = "jaxserve ready on "
 # What the command lines of a server's children hold.
 ENGINE_MARK, FRONT_END_MARK = "engine", "jaxserve.server.front_end"
@@ -37,6 +41,19 @@ class ServerProcess:
             elif ENGINE_MARK in command:
                 used["engine"] = _cpu_seconds(pid)
         return used
+
+    async def settled(self, timeout: float, report: ProgressCallback = no_progress) -> None:
+        """Wait until the server has stopped working by itself, as at further step shapes; at most `timeout` seconds.
+
+        It has when it uses less than a twentieth of a core for three seconds in a row.
+        """
+        quiet, used, deadline = 0, sum(self.cpu_seconds().values()), time.monotonic() + timeout
+        while quiet < QUIET_S and time.monotonic() < deadline:
+            report("Waiting until the server is idle (s)", quiet, QUIET_S)
+            await asyncio.sleep(1.0)
+            before, used = used, sum(self.cpu_seconds().values())
+            quiet = quiet + 1 if used - before < QUIET_CPU_SECONDS else 0
+        report("Waiting until the server is idle (s)", QUIET_S, QUIET_S)
 
 
 @contextlib.asynccontextmanager
