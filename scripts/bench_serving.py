@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import json
 import platform
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -90,6 +91,10 @@ async def describe(target: str, record: dict[str, Any]) -> int:
 
 async def measure(args: argparse.Namespace, record: dict[str, Any]) -> list[Measured]:
     """Every case, offline first."""
+    task = asyncio.current_task()
+    assert task is not None
+    # A time limit around this script must not leave its server behind.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     cases = read_cases(args)
     slo = ServiceLevel(ttft_ms=args.slo_ttft_ms, itl_ms=args.slo_itl_ms)
     measured: list[Measured] = []
@@ -243,6 +248,9 @@ def main() -> int:
         measured = asyncio.run(measure(args, record))
     except JaxserveError as error:
         print(f"bench_serving: {error}", file=sys.stderr)
+        return 1
+    except asyncio.CancelledError:
+        print("bench_serving: stopped before it was over", file=sys.stderr)
         return 1
     shares = [s for a, b in pairs(measured) if (s := latency_shares(a, b)) is not None]
     record["of_offline"] = {

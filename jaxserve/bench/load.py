@@ -63,8 +63,11 @@ async def run_load(
     async with contextlib.AsyncExitStack() as stack:
         for process in processes:
             await stack.enter_async_context(process)
-        async with asyncio.timeout(READY_TIMEOUT_S):
-            await asyncio.gather(*(process.ready() for process in processes))
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                await asyncio.gather(*(process.ready() for process in processes))
+        except TimeoutError:
+            raise JaxserveError(f"the load processes were not ready after {READY_TIMEOUT_S:g} s") from None
         report(what, 0, len(job.plans))
         for process in processes:
             process.start()

@@ -177,7 +177,10 @@ def write_line(message: object) -> None:
 def main() -> None:
     """Read the job, run it, print the result."""
     job = msgspec.json.decode(sys.stdin.readline(), type=LoadJob)
-    write_line(uvloop.run(_run(job)))
+    try:
+        write_line(uvloop.run(_run(job)))
+    except RpcError as error:
+        sys.exit(f"{job.target}: {error}")
 
 
 if __name__ == "__main__":
