@@ -153,6 +153,7 @@ class ServerConfig:
     Attributes:
         host: address to listen on. The default is reachable from this machine only.
         port: 0 takes a free one.
+        num_front_ends: processes that answer calls on the port; more where one cannot pass on all tokens in time.
         max_message_bytes: largest message accepted or sent.
         reflection: answer server reflection.
         drain_timeout: seconds that requests in flight get to finish at shutdown.
@@ -160,12 +161,14 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 50051
+    num_front_ends: int = 1
     max_message_bytes: int = 16 * 1024 * 1024
     reflection: bool = True
     drain_timeout: float = 30.0
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, f"port must be from 0 to 65535, got {self.port}")
+        _require(self.num_front_ends >= 1, f"num_front_ends must be at least 1, got {self.num_front_ends}")
         _require(
             self.max_message_bytes >= 1024, f"max_message_bytes must be at least 1024, got {self.max_message_bytes}"
         )

@@ -53,7 +53,7 @@ def test_every_listed_name_exists(module: str) -> None:
         "jaxserve.scheduler.scheduler",
         "jaxserve.tokenizer",
         "jaxserve.engine.client",
-        "jaxserve.server.app",
+        "jaxserve.server.serve",
         "jaxserve.cli",
     ],
 )

@@ -30,6 +30,41 @@ class RequestTimes:
         self.arrivals.append(monotonic())
         self.num_output_tokens += num_tokens
 
+    @property
+    def ttft(self) -> float | None:
+        """Seconds to the first delta; None if there was none."""
+        return self.arrivals[0] - self.started if self.arrivals else None
+
+    @property
+    def tpot(self) -> float | None:
+        """Seconds a token after the first delta (time per output token); None if that one was the last."""
+        if len(self.arrivals) < 2 or self.num_output_tokens < 2:
+            return None
+        return (self.arrivals[-1] - self.arrivals[0]) / (self.num_output_tokens - 1)
+
+
+class ServiceLevel(msgspec.Struct, frozen=True, kw_only=True):
+    """What users are promised (a service level objective), request by request.
+
+    Attributes:
+        ttft_ms: most milliseconds to the first token; None promises nothing.
+        itl_ms: most milliseconds from token to token, averaged over the request; None promises nothing.
+    """
+
+    ttft_ms: float | None = None
+    itl_ms: float | None = None
+
+    def is_met_by(self, times: RequestTimes) -> bool:
+        """Whether a request got what was promised. One without an answer did not."""
+        ttft, tpot = times.ttft, times.tpot
+        if ttft is None or (self.ttft_ms is not None and 1000 * ttft > self.ttft_ms):
+            return False
+        return self.itl_ms is None or tpot is None or 1000 * tpot <= self.itl_ms
+
+    def __str__(self) -> str:
+        limits = (("first token", self.ttft_ms), ("each further token", self.itl_ms))
+        return ", ".join(f"{name} within {ms:g} ms" for name, ms in limits if ms is not None)
+
 
 class Spread(msgspec.Struct, frozen=True):
     """Mean and percentiles, in milliseconds."""
@@ -60,6 +95,9 @@ class ServingFigures(msgspec.Struct, frozen=True, kw_only=True):
         total_throughput: prompt and generated tokens a second.
         ttft: time to first token; None where answers were not streamed.
         itl: inter-token latency, the time from one delta to the next; None where answers were not streamed.
+        tokens_per_delta: how many tokens a delta held on average; above 1 where tokens piled up on the way.
+        slo: what was promised, if anything was.
+        goodput: requests a second that got it (Zhong et al. 2024, DistServe).
     """
 
     num_requests: int
@@ -70,10 +108,14 @@ class ServingFigures(msgspec.Struct, frozen=True, kw_only=True):
     total_throughput: float
     ttft: Spread | None = None
     itl: Spread | None = None
+    tokens_per_delta: float | None = None
+    slo: ServiceLevel | None = None
+    goodput: float | None = None
 
     @classmethod
-    def of(cls, times: Sequence[RequestTimes], duration: float) -> "ServingFigures":
+    def of(cls, times: Sequence[RequestTimes], duration: float, slo: ServiceLevel | None = None) -> "ServingFigures":
         """The figures of a run of `duration` seconds."""
+        num_deltas = sum(len(t.arrivals) for t in times)
         inputs = sum(t.num_prompt_tokens for t in times)
         outputs = sum(t.num_output_tokens for t in times)
         return cls(
@@ -85,6 +127,9 @@ class ServingFigures(msgspec.Struct, frozen=True, kw_only=True):
             total_throughput=(inputs + outputs) / duration,
             ttft=Spread.of([t.arrivals[0] - t.started for t in times if t.arrivals]),
             itl=Spread.of([b - a for t in times for a, b in zip(t.arrivals, t.arrivals[1:], strict=False)]),
+            tokens_per_delta=outputs / num_deltas if num_deltas else None,
+            slo=slo,
+            goodput=None if slo is None else sum(map(slo.is_met_by, times)) / duration,
         )
 
     def table(self) -> Table:
@@ -97,4 +142,21 @@ class ServingFigures(msgspec.Struct, frozen=True, kw_only=True):
         for name, spread in (("time to first token", self.ttft), ("inter-token latency", self.itl)):
             if spread is not None:
                 table.add_row(name, f"p50 {spread.p50:.1f} ms, p90 {spread.p90:.1f} ms, p99 {spread.p99:.1f} ms")
+        if self.tokens_per_delta is not None:
+            table.add_row("tokens a delta", f"{self.tokens_per_delta:.2f}")
+        if self.goodput is not None:
+            table.add_row(f"goodput ({self.slo})", f"{self.goodput:.2f} requests/s")
         return table
+
+
+def steady_itl(times: Sequence[RequestTimes]) -> Spread | None:
+    """Inter-token latency while every request was being answered; None if there was no such time.
+
+    Where all requests are sent at once, the steps that compute their prompts hold up the answers that have begun.
+    After the last first delta and before the first last one, steps only decode, and all of them.
+    """
+    if not times or not all(t.arrivals for t in times):
+        return None
+    begin, end = max(t.arrivals[0] for t in times), min(t.arrivals[-1] for t in times)
+    gaps = [b - a for t in times for a, b in zip(t.arrivals, t.arrivals[1:], strict=False) if begin <= a and b <= end]
+    return Spread.of(gaps)

@@ -2,26 +2,31 @@
 
 import argparse
 import asyncio
-import random
+import math
 import time
 
 import msgspec
 from rich.console import Console
 
-from jaxserve.bench.figures import RequestTimes, ServingFigures
+from jaxserve.bench.figures import RequestTimes, ServiceLevel, ServingFigures
+from jaxserve.bench.load import run_load
+from jaxserve.bench.load_client import LoadJob
+from jaxserve.bench.serving import duration_of
+from jaxserve.bench.workload import RequestPlan, exact_length, poisson_arrivals, random_prompts
 from jaxserve.cli.flags import config_from_flags
 from jaxserve.client import AsyncClient
 from jaxserve.config import EngineConfig
-from jaxserve.errors import ConfigError
-from jaxserve.progress import ProgressCallback, progress_bars
-from jaxserve.request import SamplingParams
+from jaxserve.errors import ConfigError, JaxserveError
+from jaxserve.progress import progress_bars
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    for name in ("num_prompts", "input_len", "output_len", "concurrency"):
+    for name in ("num_prompts", "input_len", "output_len", "concurrency", "num_clients"):
         if getattr(args, name, 1) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
+    if getattr(args, "request_rate", None) is not None and args.request_rate <= 0:
+        raise ConfigError("--request-rate must be above 0")
     figures = _throughput(args) if args.kind == "throughput" else asyncio.run(_serve(args))
     if args.json:
         print(msgspec.json.encode(figures).decode())
@@ -30,26 +35,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _random_prompts(args: argparse.Namespace, vocab_size: int) -> list[list[int]]:
-    """Prompts that share no prefix; ids from the upper half of the vocabulary, away from special tokens."""
-    rng = random.Random(0)
-    return [
-        [rng.randrange(vocab_size // 2, vocab_size) for _ in range(args.input_len)] for _ in range(args.num_prompts)
-    ]
-
-
-def _params(args: argparse.Namespace) -> SamplingParams:
-    return SamplingParams(max_tokens=args.output_len, temperature=0.0, ignore_eos=True, detokenize=False)
-
-
 def _throughput(args: argparse.Namespace) -> ServingFigures:
     from jaxserve.engine.llm import LLM
 
     llm = LLM.from_config(config_from_flags(EngineConfig, args, model=args.model))
-    prompts = _random_prompts(args, llm.info.limits.vocab_size)
+    plan = RequestPlan(args.input_len, args.output_len)
+    prompts = random_prompts([plan] * args.num_prompts, llm.info.limits.vocab_size, seed=0)
     times = [RequestTimes(num_prompt_tokens=len(prompt)) for prompt in prompts]
     started = time.monotonic()
-    outputs = llm.generate(prompts, _params(args))
+    outputs = llm.generate(prompts, exact_length(plan))
     duration = time.monotonic() - started
     for entry, output in zip(times, outputs, strict=True):
         entry.num_output_tokens = len(output.outputs[0].token_ids)
@@ -58,21 +52,17 @@ def _throughput(args: argparse.Namespace) -> ServingFigures:
 
 async def _serve(args: argparse.Namespace) -> ServingFigures:
     async with AsyncClient(args.target) as client:
-        info = await client.model_info()
-        prompts = iter(_random_prompts(args, info.vocab_size))
-        params = _params(args)
-        times: list[RequestTimes] = []
-
-        async def worker(report: ProgressCallback) -> None:
-            for prompt in prompts:
-                entry = RequestTimes(num_prompt_tokens=len(prompt))
-                async for delta in client.generate_stream(prompt, params):
-                    entry.add(len(delta.token_ids))
-                times.append(entry)
-                report("Requests", len(times), args.num_prompts)
-
-        started = time.monotonic()
-        with progress_bars() as report:
-            report("Requests", 0, args.num_prompts)
-            await asyncio.gather(*(worker(report) for _ in range(args.concurrency)))
-        return ServingFigures.of(times, time.monotonic() - started)
+        vocab_size = (await client.model_info()).vocab_size
+    plans = [RequestPlan(args.input_len, args.output_len)] * args.num_prompts
+    if args.request_rate is not None:
+        plans = poisson_arrivals(plans, args.request_rate, math.inf, seed=0)
+    concurrency = None if args.request_rate is not None else args.concurrency
+    job = LoadJob(target=args.target, plans=plans, vocab_size=vocab_size, concurrency=concurrency)
+    with progress_bars() as report:
+        results = await run_load(job, args.num_clients, report)
+    failures = [failure for result in results for failure in result.failures]
+    if failures:
+        raise JaxserveError(f"{len(failures)} of {len(plans)} requests failed; the first: {failures[0]}")
+    times = [entry for result in results for entry in result.times]
+    slo = ServiceLevel(ttft_ms=args.slo_ttft_ms, itl_ms=args.slo_itl_ms)
+    return ServingFigures.of(times, duration_of(times), slo if str(slo) else None)

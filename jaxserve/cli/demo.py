@@ -4,9 +4,8 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 
 from rich.columns import Columns
 from rich.console import Console
@@ -15,6 +14,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from jaxserve.bench.figures import RequestTimes, ServingFigures
+from jaxserve.bench.server_process import serve_command, server_process
 from jaxserve.client import AsyncClient
 from jaxserve.errors import JaxserveError
 
@@ -26,7 +26,6 @@ PROMPTS = (
     "class TestParser(unittest.TestCase):\n    def test_",
     "for name in sorted(os.listdir(path)):",
 )
-READY_MARK = "jaxserve ready on "
 
 ShowText = Callable[[int, str], None]
 
@@ -43,10 +42,10 @@ async def _demo(num_requests: int, max_tokens: int) -> int:
     console.print("Starting the server with the bundled model (the first start compiles; later ones do not) …")
     prompts = list(itertools.islice(itertools.cycle(PROMPTS), num_requests))
     started = time.monotonic()
-    async with _server() as target, AsyncClient(target) as client:
+    async with server_process(serve_command("demo")) as server, AsyncClient(server.target) as client:
         info = await client.model_info()
         console.print(
-            f"{target} serves {info.name} ({info.architecture}, {info.dtype}) after "
+            f"{server.target} serves {info.name} ({info.architecture}, {info.dtype}) after "
             f"{time.monotonic() - started:.1f} s. Sending {num_requests} requests at once.\n"
         )
         begun = time.monotonic()
@@ -66,25 +65,6 @@ async def _stream(client: AsyncClient, index: int, prompt: str, max_tokens: int,
         show(index, delta.text)
     times.num_prompt_tokens = len(stream.output.prompt_token_ids)
     return times
-
-
-@contextlib.asynccontextmanager
-async def _server() -> AsyncIterator[str]:
-    """`jaxserve serve demo` as a process of its own; its address once it is ready."""
-    command = [sys.executable, "-m", "jaxserve", "serve", "demo", "--port", "0"]
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, start_new_session=True)
-    try:
-        assert process.stdout is not None
-        async for line in process.stdout:
-            if line.decode().startswith(READY_MARK):
-                yield line.decode().removeprefix(READY_MARK).strip()
-                break
-        else:
-            raise JaxserveError("the server ended before it was ready; its message is above")
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
 
 
 @contextlib.contextmanager

@@ -49,6 +49,20 @@ def config_from_flags[Config](config: type[Config], args: argparse.Namespace, **
     return config(**{**given, **fixed})
 
 
+def given_flags(config: type, args: argparse.Namespace, *, skip: Iterable[str] = ()) -> list[str]:
+    """The flags of a settings dataclass that were given, as words for another command that has them."""
+    words: list[str] = []
+    for field in dataclasses.fields(config):
+        if field.name not in vars(args) or field.name in skip:
+            continue
+        flag, value = field.name.replace("_", "-"), getattr(args, field.name)
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", "none" if value is None else str(value)]
+    return words
+
+
 def for_the_command_line(explanation: str) -> str:
     """An explanation of a Python value, in words for a flag."""
     return explanation.replace(" if None", " if not given").replace("None is", "`none` is")

@@ -73,9 +73,19 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     throughput = kinds.add_parser("throughput", help="all requests at once through the offline engine")
     throughput.add_argument("model", help=MODEL_HELP)
     add_config_flags(throughput, EngineConfig, skip=["model"])
-    serve = kinds.add_parser("serve", help="a running server at a fixed number of concurrent requests")
+    serve = kinds.add_parser(
+        "serve", help="a running server at a fixed number of concurrent requests, or at a rate of arrivals"
+    )
     serve.add_argument("target", help="host:port of the server")
     serve.add_argument("--concurrency", type=int, default=16, help="requests in flight (default: 16)")
+    serve.add_argument(
+        "--request-rate",
+        type=float,
+        help="requests a second that arrive as a Poisson process, instead of --concurrency",
+    )
+    serve.add_argument("--num-clients", type=int, default=1, help="processes that send them (default: 1)")
+    serve.add_argument("--slo-ttft-ms", type=float, help="count requests whose first token came in time (goodput)")
+    serve.add_argument("--slo-itl-ms", type=float, help="likewise, by the average time from token to token")
     for kind in (throughput, serve):
         kind.add_argument("--num-prompts", type=int, default=100, help="number of requests (default: 100)")
         kind.add_argument("--input-len", type=int, default=128, help="tokens of each prompt (default: 128)")

@@ -9,8 +9,8 @@ from jaxserve.config import EngineConfig, ServerConfig
 
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop; the exit status is 0 after a signal and 1 after a failure."""
-    from jaxserve.server import app
+    from jaxserve.server import serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s server: %(message)s")
     engine_config = config_from_flags(EngineConfig, args, model=args.model)
-    return app.run(engine_config, config_from_flags(ServerConfig, args))
+    return serve.run(engine_config, config_from_flags(ServerConfig, args))

@@ -1,8 +1,9 @@
 """From protobuf responses to Python values. No input or output; shared by both clients."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import grpc
+import msgspec
 
 from jaxserve.client.errors import InternalError
 from jaxserve.client.requests import Generation
@@ -33,8 +34,7 @@ class PromptInfo:
     num_cached_tokens: int
 
 
-@dataclass(frozen=True)
-class Delta:
+class Delta(msgspec.Struct, frozen=True):
     """What an answer gained; never cumulative.
 
     Attributes:
@@ -44,7 +44,7 @@ class Delta:
     """
 
     text: str
-    token_ids: list[int] = field(default_factory=list)
+    token_ids: list[int] = []
     index: int = 0
 
 
@@ -71,13 +71,14 @@ class AnswerFold:
     def add(self, response: pb.GenerateStreamResponse) -> Delta | None:
         """Take one event in; the delta if it is one."""
         match response.WhichOneof("event"):
-            case "prompt_info":
-                self._begin(response.prompt_info)
             case "delta":
                 delta = response.delta
-                self._text.append(delta.text)
-                self._token_ids += delta.token_ids
-                return Delta(text=delta.text, token_ids=list(delta.token_ids), index=delta.index)
+                text, token_ids = delta.text, list(delta.token_ids)
+                self._text.append(text)
+                self._token_ids += token_ids
+                return Delta(text, token_ids, delta.index)
+            case "prompt_info":
+                self._begin(response.prompt_info)
             case "finished":
                 self._end = response.finished.completions[0]
                 self.finished = True

@@ -57,16 +57,15 @@ class RequestStream:
 
     def push(self, update: RequestUpdate) -> None:
         """Add an update behind those not read yet."""
-        if self._pending is None:
+        pending = self._pending
+        if pending is None:
             self._pending = update
         else:
-            self._pending = RequestUpdate(
-                request_id=update.request_id,
-                token_ids=self._pending.token_ids + update.token_ids,
-                finish_reason=update.finish_reason,
-                stop_token_id=update.stop_token_id,
-                num_cached_tokens=max(self._pending.num_cached_tokens, update.num_cached_tokens),
-            )
+            # In place: a reader that stalls for a whole answer must not cost its square.
+            pending.token_ids += update.token_ids
+            pending.finish_reason = update.finish_reason
+            pending.stop_token_id = update.stop_token_id
+            pending.num_cached_tokens = max(pending.num_cached_tokens, update.num_cached_tokens)
         self._ended = update.finish_reason is not None
         self._wake()
 

@@ -159,7 +159,9 @@ class EngineLoop:
             owner = self._owners.get(update.request_id)
             if owner is None:
                 continue
-            message = by_front_end.setdefault(owner.front_end, StepUpdates([], []))
+            message = by_front_end.get(owner.front_end)
+            if message is None:
+                message = by_front_end[owner.front_end] = StepUpdates([], [])
             message.tags.append(owner.tag)
             message.updates.append(update)
             if update.finish_reason is not None:

@@ -3,7 +3,7 @@
 from jaxserve.request import FinishReason, Request, RequestUpdate
 from jaxserve.server.conversion import FINISH_REASONS
 from jaxserve.server.status import RequestEndedError
-from jaxserve.tokenizer import StreamDetokenizer, Tokenizer
+from jaxserve.tokenizer import StreamDetokenizer, TextDelta, Tokenizer
 from jaxserve.v1 import generate_pb2 as pb
 
 
@@ -16,30 +16,43 @@ class AnswerBuilder:
 
     Attributes:
         end: how the sequence ended; None while it goes on. A stop string ends it before the engine knows.
-        usage: what was counted so far.
+        num_cached_tokens: prompt tokens that the prefix cache gave.
     """
 
     def __init__(self, request: Request, tokenizer: Tokenizer | None) -> None:
         self._has_deadline = request.timeout is not None
+        self._num_prompt_tokens = len(request.prompt_token_ids)
+        self._num_completion_tokens = 0
         self._detokenizer = StreamDetokenizer(tokenizer, request.params, request.prompt_token_ids)
         self.end: pb.CompletionEnd | None = None
-        self.usage = pb.Usage(num_prompt_tokens=len(request.prompt_token_ids))
+        self.num_cached_tokens = 0
 
-    def add(self, update: RequestUpdate) -> pb.CompletionDelta:
-        """What the update adds to the answer; both parts may be empty.
+    @property
+    def usage(self) -> pb.Usage:
+        """What was counted so far."""
+        return pb.Usage(
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens,
+            num_completion_tokens=self._num_completion_tokens,
+        )
+
+    def add(self, update: RequestUpdate) -> TextDelta:
+        """What the update adds to the answer; text and token ids may both be empty.
 
         Raises:
             RequestEndedError: the engine gave the request up.
         """
-        if update.finish_reason is FinishReason.ABORT:
+        reason = update.finish_reason
+        if reason is FinishReason.ABORT:
             raise RequestEndedError(deadline=self._has_deadline)
         delta = self._detokenizer.append_update(update)
-        self.usage.num_cached_tokens = max(self.usage.num_cached_tokens, update.num_cached_tokens)
-        self.usage.num_completion_tokens += len(delta.token_ids)
+        if update.num_cached_tokens > self.num_cached_tokens:
+            self.num_cached_tokens = update.num_cached_tokens
+        self._num_completion_tokens += len(delta.token_ids)
         if delta.stop is not None:
             self.end = pb.CompletionEnd(finish_reason=pb.FINISH_REASON_STOP, stop_string=delta.stop)
-        elif update.finish_reason is not None:
-            self.end = pb.CompletionEnd(finish_reason=FINISH_REASONS[update.finish_reason])
+        elif reason is not None:
+            self.end = pb.CompletionEnd(finish_reason=FINISH_REASONS[reason])
             if update.stop_token_id is not None:
                 self.end.stop_token_id = update.stop_token_id
-        return pb.CompletionDelta(text=delta.text, token_ids=delta.token_ids)
+        return delta

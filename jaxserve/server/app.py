@@ -1,22 +1,18 @@
-"""The gRPC server: bind, load, serve, drain; and `serve`, which runs it with its engine until told to stop."""
+"""InferenceServer, one gRPC front end: bind, load, serve, drain."""
 
 import asyncio
 import contextlib
+import gc
 import logging
-import signal
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
-import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from jaxserve.config import EngineConfig, ServerConfig
+from jaxserve.config import ServerConfig
 from jaxserve.engine.client import EngineClient, EngineState
-from jaxserve.engine.launch import ENGINE_COMMAND, EngineProcess
-from jaxserve.errors import ConfigError, EngineDeadError, JaxserveError
+from jaxserve.errors import ConfigError
 from jaxserve.server.guard import CallGuard
 from jaxserve.server.health import INFERENCE_SERVICE, HealthServicer
 from jaxserve.server.lifecycle import Lifecycle
@@ -35,6 +31,8 @@ KEEPALIVE_MS = 30_000
 KEEPALIVE_TIMEOUT_MS = 20_000
 # Calls already given a status need this long at most to send it.
 STATUS_GRACE_S = 2.0
+# New objects after which Python's garbage collector looks for cycles; its own 700 would have it do so at every step.
+GC_THRESHOLD = 50_000
 
 
 def channel_options(config: ServerConfig) -> list[tuple[str, int]]:
@@ -47,8 +45,9 @@ def channel_options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.max_ping_strikes", 0),
-        # Without it a second server on the same port would take half of the first one's connections.
-        ("grpc.so_reuseport", 0),
+        # Only where several front ends share the port: otherwise a second server on it would take half of the
+        # connections.
+        ("grpc.so_reuseport", int(config.num_front_ends > 1)),
     ]
 
 
@@ -126,108 +125,8 @@ class InferenceServer:
             self.lifecycle.advance(pb.SERVER_STATE_FAILED, "the engine has failed")
 
 
-async def serve(
-    engine_config: EngineConfig,
-    server_config: ServerConfig,
-    on_ready: Callable[[str, int], None] | None = None,
-    *,
-    engine_command: Sequence[str] = ENGINE_COMMAND,
-) -> int:
-    """Serve until SIGTERM or SIGINT (drain, then stop; a second signal stops at once) or until the engine fails.
-
-    Args:
-        engine_config: what to serve.
-        server_config: where and how.
-        on_ready: called with host and port once requests are served.
-        engine_command: starts the engine's process; see EngineProcess.
-
-    Returns:
-        The exit code: 0 after a signal, 1 if the engine or the tokenizer failed. The cause is on standard error.
-
-    Raises:
-        ConfigError: the address cannot be bound.
-    """
-    process = EngineProcess(engine_config, engine_command)
-    engine = EngineClient(process.endpoint)
-    server = InferenceServer(engine, server_config)
-    port = await server.start()
-    signals = _Signals()
-    async with process:
-        engine.connect()
-        try:
-            return await _run(server, engine, process, signals, server_config, on_ready, port)
-        finally:
-            await server.stop()
-            await engine.close()
-
-
-class _Signals:
-    """Counts SIGTERM and SIGINT: the first asks for a drain, the second for an end."""
-
-    def __init__(self) -> None:
-        self.first = asyncio.Event()
-        self.second = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
-
-    def _on_signal(self) -> None:
-        (self.second if self.first.is_set() else self.first).set()
-
-
-async def _run(
-    server: InferenceServer,
-    engine: EngineClient,
-    process: EngineProcess,
-    signals: _Signals,
-    config: ServerConfig,
-    on_ready: Callable[[str, int], None] | None,
-    port: int,
-) -> int:
-    async def die() -> None:
-        code = await process.wait()
-        engine.mark_dead(f"the engine's process ended with exit code {code}")
-
-    dead = asyncio.create_task(die())
-    stop = asyncio.create_task(signals.first.wait())
-    opened = asyncio.create_task(server.open())
-    tasks: set[asyncio.Task[object]] = {dead, stop, opened}
-    try:
-        await asyncio.wait({opened, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if opened.done():
-            opened.result()
-            if on_ready is not None:
-                on_ready(config.host, port)
-            await asyncio.wait({dead, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if not stop.done():
-            logger.critical("the engine has failed; the server exits")
-            return 1
-        again = asyncio.create_task(signals.second.wait())
-        drained = asyncio.create_task(server.drain(config.drain_timeout))
-        tasks |= {again, drained}
-        await asyncio.wait({again, drained, dead}, return_when=asyncio.FIRST_COMPLETED)
-        return 1 if dead.done() else 0
-    except EngineDeadError:
-        return 1
-    except JaxserveError as error:
-        print(f"jaxserve: error: {error}", file=sys.stderr, flush=True)
-        return 1
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def announce(host: str, port: int) -> None:
-    """Print the line by which a program that started the server learns its port."""
-    print(f"jaxserve ready on {host}:{port}", flush=True)
-
-
-def run(
-    engine_config: EngineConfig,
-    server_config: ServerConfig,
-    on_ready: Callable[[str, int], None] | None = announce,
-    *,
-    engine_command: Sequence[str] = ENGINE_COMMAND,
-) -> int:
-    """`serve` in an event loop of its own (uvloop); returns the exit code."""
-    return uvloop.run(serve(engine_config, server_config, on_ready, engine_command=engine_command))
+def settle_memory() -> None:
+    """For a process that has loaded all it needs: keep the garbage collector off that, and off most of the steps."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)

@@ -1,15 +1,15 @@
 """StreamDetokenizer: one request's output tokens to text, as they come."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from jaxserve.request import RequestUpdate, SamplingParams
 from jaxserve.tokenizer.stop_strings import StopStringFinder
 from jaxserve.tokenizer.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
+class TextDelta(msgspec.Struct, frozen=True):
     """What some tokens add to an answer.
 
     Attributes:
@@ -58,6 +58,8 @@ class StreamDetokenizer:
             return TextDelta("", [], self._stop)
         if self._decoder is None:
             return TextDelta("", token_ids)
+        if self._finder is None and not final and len(token_ids) == 1:  # nearly every call
+            return TextDelta(self._decoder.push(token_ids[0]), token_ids)
         parts: list[str] = []
         for count, token_id in enumerate(token_ids, 1):
             parts.append(self._show(self._decoder.push(token_id)))

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from jaxserve.bench.figures import RequestTimes, ServingFigures, Spread
+from jaxserve.bench.figures import RequestTimes, ServiceLevel, ServingFigures, Spread, steady_itl
 
 
 def times(prompt: int, started: float, arrivals: list[float], outputs: int) -> RequestTimes:
@@ -60,3 +60,38 @@ def test_the_table_shows_latencies_only_where_answers_were_streamed() -> None:
     assert "first token" not in whole
     streamed = shown([times(10, 0.0, [0.1, 0.2], 4)])
     assert "p50 100.0 ms" in streamed and "inter-token latency" in streamed
+
+
+def test_goodput_counts_only_requests_that_got_all_that_was_promised() -> None:
+    entries = [
+        times(1, 0.0, [0.1, 0.2, 0.3], 3),  # 100 ms, then 100 ms a token
+        times(1, 0.0, [0.1, 0.5], 5),  # four tokens in one delta: 100 ms a token on average
+        times(1, 0.0, [0.3, 0.4], 2),  # too late
+        times(1, 0.0, [0.1, 0.4], 2),  # too slow
+        times(1, 0.0, [], 0),  # no answer
+        times(1, 0.0, [0.05], 1),  # one token has no time to the next
+    ]
+    slo = ServiceLevel(ttft_ms=200, itl_ms=150)
+    assert [slo.is_met_by(entry) for entry in entries] == [True, True, False, False, False, True]
+    figures = ServingFigures.of(entries, 2.0, slo)
+    assert figures.goodput == pytest.approx(3 / 2.0)
+    assert ServingFigures.of(entries, 2.0, ServiceLevel(ttft_ms=200)).goodput == pytest.approx(4 / 2.0)
+    assert ServingFigures.of(entries, 2.0).goodput is None
+
+
+def test_tokens_that_piled_up_show_in_the_tokens_of_a_delta() -> None:
+    assert ServingFigures.of([times(1, 0.0, [0.1, 0.2], 6)], 1.0).tokens_per_delta == 3
+    assert ServingFigures.of([times(1, 0.0, [], 6)], 1.0).tokens_per_delta is None
+
+
+def test_the_steady_latency_leaves_out_what_came_while_others_still_waited_or_had_ended() -> None:
+    entries = [
+        times(1, 0.0, [1.0, 2.5, 3.0, 3.1, 3.2], 5),
+        times(1, 0.0, [3.0, 3.1, 3.2, 4.9], 4),
+    ]
+    steady = steady_itl(entries)
+    assert steady is not None
+    assert (steady.mean, steady.p99) == pytest.approx((100, 100))
+    assert steady_itl([times(1, 0.0, [1.0, 1.1], 2), times(1, 0.0, [2.0, 2.1], 2)]) is None
+    assert steady_itl([times(1, 0.0, [1.0, 1.1], 2), times(1, 0.0, [], 0)]) is None
+    assert steady_itl([]) is None

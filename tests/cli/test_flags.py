@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import pytest
 
 from jaxserve.cli import main
-from jaxserve.cli.flags import add_config_flags, attribute_docs, config_from_flags, for_the_command_line
+from jaxserve.cli.flags import add_config_flags, attribute_docs, config_from_flags, for_the_command_line, given_flags
 from jaxserve.cli.main import build_parser
 from jaxserve.config import EngineConfig, SchedulerConfig, ServerConfig
 from jaxserve.errors import ConfigError
@@ -121,3 +121,12 @@ def test_a_setting_may_be_left_out() -> None:
 def test_a_limit_is_lifted_by_the_word_none() -> None:
     args = parse("serve", "m", "--max-num-queued-requests", "none")
     assert config_from_flags(EngineConfig, args, model="m").max_num_queued_requests is None
+
+
+def test_given_flags_give_another_command_the_same_settings() -> None:
+    words = ("--dtype", "bfloat16", "--no-reflection", "--max-num-queued-requests", "none", "--skip-tokenizer-init")
+    args = parse("serve", "m", *words, "--num-front-ends", "3")
+    again = parse("serve", "other", *given_flags(EngineConfig, args, skip=["model"]), *given_flags(ServerConfig, args))
+    assert config_from_flags(EngineConfig, again, model="m") == config_from_flags(EngineConfig, args, model="m")
+    assert config_from_flags(ServerConfig, again) == ServerConfig(num_front_ends=3, reflection=False)
+    assert given_flags(EngineConfig, parse("serve", "m"), skip=["model"]) == []

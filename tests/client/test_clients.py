@@ -238,7 +238,7 @@ async def test_waiting_for_a_server_that_never_comes_ends_with_a_timeout() -> No
 
 
 def test_client_and_front_end_import_no_jax() -> None:
-    modules = "jaxserve.client, jaxserve.server.app, jaxserve.engine.client, jaxserve.engine.process"
+    modules = "jaxserve.client, jaxserve.server.serve, jaxserve.engine.client, jaxserve.engine.process"
     code = f"import sys, {modules}; print(sorted({{'jax', 'jaxlib', 'flax', 'torch'}} & sys.modules.keys()))"
     ran = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
     assert ran.stdout.strip() == "[]"

@@ -1,8 +1,10 @@
 """Generate and GenerateStream through a real server: tokens, text, stops, the stream's contract."""
 
 import asyncio
+import time
 from pathlib import Path
 
+import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
@@ -11,8 +13,8 @@ from jaxserve.v1 import generate_pb2 as pb
 from jaxserve.v1 import options_pb2, prompt_pb2
 from tests.support.ascii_tokenizer import BOS, EOS, VOCAB_SIZE, ascii_text
 from tests.support.live_server import LiveServer, live_server
-from tests.support.simulated_engine import simulated_core
-from tests.support.simulated_runner import expected_tokens
+from tests.support.simulated_engine import SCHEDULER_CONFIG, GatedRunner, simulated_core
+from tests.support.simulated_runner import SimulatedRunner, expected_tokens
 
 PROMPT = "def f(x):"
 PROMPT_IDS = [BOS, *PROMPT.encode()]
@@ -49,6 +51,29 @@ async def test_a_stream_is_prompt_info_then_deltas_then_one_finished(tokenizer_d
     assert text == ascii_text(tokens)
     assert end.finish_reason == pb.FINISH_REASON_LENGTH and end.WhichOneof("stop_reason") is None
     assert (usage.num_prompt_tokens, usage.num_completion_tokens) == (len(PROMPT_IDS), 24)
+
+
+async def test_tokens_that_piled_up_while_the_front_end_was_busy_come_in_one_delta(tokenizer_dir: Path) -> None:
+    config = SCHEDULER_CONFIG
+    runner = GatedRunner(SimulatedRunner(config.num_pages, config.page_size, config.max_num_seqs, VOCAB_SIZE))
+    core = simulated_core(runner=runner)
+    async with live_server(tokenizer_dir, core=core) as server:
+        call = server.stub.GenerateStream(pb.GenerateStreamRequest(text=PROMPT, **options(100)))
+        runner.allow(2)
+        first = [await call.read(), await call.read()]
+        assert [event.WhichOneof("event") for event in first] == ["prompt_info", "delta"]
+        runner.open()
+        deadline = time.monotonic() + 10
+        while core.has_work:  # without a pause for the event loop, in which server and client run
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        events = list(first)
+        while (event := await call.read()) is not grpc.aio.EOF:
+            events.append(event)
+    assert len(events) <= 6
+    text, tokens, _ = fold(events)
+    assert tokens == expected_tokens(PROMPT_IDS, 100, VOCAB_SIZE)
+    assert text == ascii_text(tokens)
 
 
 async def test_generate_answers_what_the_stream_adds_up_to(tokenizer_dir: Path) -> None:

@@ -2,57 +2,15 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from jaxserve.client import Client, Delta, RetryPolicy, UnavailableError
+from jaxserve.client import Client, Delta, UnavailableError
 from tests.support.ascii_tokenizer import BOS, VOCAB_SIZE
+from tests.support.server_process import ONCE, engine_pid, is_running, server_process, until
 from tests.support.simulated_runner import expected_tokens
-
-ONCE = RetryPolicy(max_attempts=1)
-
-
-@contextmanager
-def server_process(tokenizer_dir: Path, fault: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process and its target, read from its ready line; the target is empty if it ended first."""
-    command = [sys.executable, "-m", "tests.support.simulated_serve", str(tokenizer_dir), fault]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline().strip()
-        yield process, line.removeprefix("jaxserve ready on ")
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def engine_pid(server: subprocess.Popen[str]) -> int:
-    """The one child of the server."""
-    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-    engines = [pid for pid in children if b"simulated_engine" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    assert len(engines) == 1
-    return int(engines[0])
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen within 20 s"
-        time.sleep(0.02)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
