@@ -2,20 +2,27 @@
 """Compiles routed experts for an H200, without a GPU, and fails where the result is not what it must be.
 
 Run as `scripts/compile_gate.py`, whose parts it uses. Kernels: no register spilled; weights fetched ahead by cp.async
-of 16 bytes; wgmma where experts have many rows each. Layers: everything in one command buffer, no weight copied. Takes
-about two minutes.
+of 16 bytes; wgmma where experts have many rows each. Layers, and the steps of a model: everything in one command
+buffer, no weight copied, no sort and no loop. Takes about two minutes.
 """
 
 import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import compile_gate as gate  # first: it sets what JAX reads when it is imported
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
 from jaxserve.layers.moe import RoutedExperts
+from jaxserve.models.config import ExpertsConfig
+from jaxserve.runner.buckets import Bucket, Buckets, SamplerKind
+from jaxserve.runner.kv_pool import KVPoolSpec
+from jaxserve.runner.model_runner import StepCompiler
 from jaxserve.sharding import named_sharding
 from pallas_kernels import platform
 from pallas_kernels.grouped_matmul.arg_specs import EXPERTS, ExpertSpec
@@ -24,6 +31,8 @@ from pallas_kernels.grouped_matmul.config import tile_rows
 NUM_LAYERS = 4
 # Without sorting, then few, some and many rows an expert.
 NUM_TOKENS = (1, 32, 256, 512, 8192)
+# (tokens, decode only) of the model's steps.
+STEPS = ((1, True), (256, True), (8192, False))
 
 
 class AbstractExperts:
@@ -79,19 +88,13 @@ def check_layers(mesh: Mesh, name: str, num_tokens: int) -> list[str]:
     experts = EXPERTS[name]
     layers = AbstractExperts(mesh, experts, "bfloat16", NUM_LAYERS)
     x = jax.ShapeDtypeStruct((num_tokens, experts.hidden_size), "bfloat16", sharding=named_sharding(mesh))
-    dump = gate.Path(gate.DUMP.name)
-    for old in dump.iterdir():
-        old.unlink()
+    clear_dump()
     with gate.recorded_kernels(), mock.patch.object(platform, "triton_can_run", lambda: True):
         compiled: Any = jax.jit(layers.run_experts).lower(layers.weights, x).compile()
-    thunks = next(dump.glob("*run_experts*thunk_sequence_after_thunk_passes.txt")).read_text().splitlines()
-    outside = [line.split()[1] for line in thunks if line[:1].isdigit()]
     temporary = compiled.memory_analysis().temp_size_in_bytes
     where = f"{NUM_LAYERS} layers of {name}, {num_tokens} tokens"
-    print(f"{where}: {len(thunks)} thunks, {temporary} bytes of temporaries", flush=True)
-    problems = []
-    if outside != ["kCommandBuffer"]:
-        problems.append(f"{where}: not one command buffer, but {outside[:8]}")
+    print(f"{where}: {temporary} bytes of temporaries", flush=True)
+    problems = check_graph("run_experts", compiled.as_text(), where)
     # What lies between the products of one layer, and a little; the weights of one expert alone are more in decoding.
     rows = num_tokens * experts.num_experts_per_token
     most = 2 * rows * (experts.hidden_size + experts.intermediate_size) + 8 * num_tokens * experts.hidden_size + 2**20
@@ -100,9 +103,54 @@ def check_layers(mesh: Mesh, name: str, num_tokens: int) -> list[str]:
     return problems
 
 
+def clear_dump() -> None:
+    for old in Path(gate.DUMP.name).iterdir():
+        old.unlink()
+
+
+def check_graph(function: str, text: str, where: str) -> list[str]:
+    """Whether the executable that was just compiled is one command buffer, without what could not be in one."""
+    dump = next(Path(gate.DUMP.name).glob(f"*{function}*thunk_sequence_after_thunk_passes.txt"))
+    outside = [line.split()[1] for line in dump.read_text().splitlines() if line[:1].isdigit()]
+    problems = [f"{where}: not one command buffer, but {outside[:8]}"] if outside != ["kCommandBuffer"] else []
+    if loops := re.findall(r" (?:sort|while)\(|DeviceRadixSort", text):
+        problems.append(f"{where}: sorts or loops: {loops}")
+    return problems
+
+
+def check_step(mesh: Mesh, bucket: Bucket) -> list[str]:
+    """What is wrong with a step of a model with experts."""
+    spec = EXPERTS["qwen3-30b-a3b"]
+    experts = ExpertsConfig(
+        num_experts=spec.num_experts,
+        num_experts_per_token=spec.num_experts_per_token,
+        intermediate_size=spec.intermediate_size,
+    )
+    config = replace(gate.MODEL, hidden_size=spec.hidden_size, experts=experts)
+    pool = KVPoolSpec(NUM_LAYERS, 3001, 16, config.num_kv_heads, config.head_dim, jnp.dtype("bfloat16"))
+    clear_dump()
+    with (
+        mock.patch.object(gate, "MODEL", config),
+        gate.recorded_kernels(),
+        mock.patch.object(platform, "triton_can_run", lambda: True),
+    ):
+        model = gate.AbstractModel(mesh)
+        step: Any = StepCompiler(model, model.weights, mesh, pool, 256, 256).compile(bucket)
+    text = step.as_text()
+    calls = text.count('custom_call_target="triton_kernel_call_ffi"')
+    print(
+        f"{bucket}: {calls} Triton calls, {step.memory_analysis().temp_size_in_bytes} bytes of temporaries", flush=True
+    )
+    return check_graph("run_step", text, f"step of {bucket.num_tokens} tokens")
+
+
 def main() -> int:
     mesh = gate.h200(1)
     problems = []
+    buckets = Buckets(max_num_seqs=256, max_num_batched_tokens=8192, page_size=16, split_decode=True)
+    for bucket in buckets:
+        if (bucket.num_tokens, bucket.decode_only) in STEPS and bucket.sampler is SamplerKind.GREEDY:
+            problems += check_step(mesh, bucket)
     for name in EXPERTS:
         for num_tokens in NUM_TOKENS:
             problems += check_kernels(mesh, name, num_tokens, "bfloat16")

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 NUM_SMS = 132  # streaming multiprocessors of an H100 or H200
-# Batches of so many tokens at most take no sorting: a tile has room for all of them.
+# Batches of so many tokens and rows at most take no sorting: a tile has room for all of the tokens.
 SEARCHED_TOKENS = 16
-SEARCHED_ROWS = 256
+SEARCHED_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def matmul_config(block_m: int, max_groups: int, n: int, k: int, dtype: DTypeLik
 
 def sort_config(num_rows: int) -> SortConfig:
     """Chunks of rows, so many that each program sums at most 128 counts a group."""
-    return SortConfig(chunk=128, chunks=-(-num_rows // (128 * 128)))
+    return SortConfig(chunk=64, chunks=-(-num_rows // (64 * 128)))
 
 
 def power_of_two(n: int) -> int:

@@ -12,7 +12,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _rows_of_expert(group_ids, tile, num_rows: tl.constexpr, num_groups: tl.constexpr, BLOCK_A: tl.constexpr):
+def _rows_of_expert(group_ids, tile, num_rows, num_groups: tl.constexpr, BLOCK_A: tl.constexpr):
     """The group that tile `tile` is for, whether each row is of it [BLOCK_A], and whether there is work to do.
 
     For batches so small that a group's rows always fit one tile. With no more rows than groups, tile i is for the group
@@ -20,14 +20,14 @@ def _rows_of_expert(group_ids, tile, num_rows: tl.constexpr, num_groups: tl.cons
     """
     a = tl.arange(0, BLOCK_A)
     ids = tl.load(group_ids + a, mask=a < num_rows, other=-1)
+    group = tile
     if num_rows <= num_groups:
         group = tl.load(group_ids + tile)
-        mine = ids == group
-        work = tl.min(tl.where(mine, a, BLOCK_A), 0) == tile
-    else:
-        group = tile
-        mine = ids == group
-        work = tl.sum(mine.to(tl.int32), 0) > 0
+    mine = ids == group
+    first = tl.min(tl.where(mine, a, BLOCK_A), 0)
+    work = first < BLOCK_A
+    if num_rows <= num_groups:
+        work = first == tile
     return group, mine, work
 
 
@@ -46,10 +46,10 @@ def grouped_matmul_kernel(
     row_weights,
     tiles,
     row_index,
+    num_rows,
+    num_tiles,
     out,
-    num_rows: tl.constexpr,
     num_groups: tl.constexpr,
-    num_tiles: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
     ROWS: tl.constexpr,
@@ -137,7 +137,7 @@ def grouped_matmul_kernel(
 
 
 @triton.jit
-def _one_hot(group_ids, first, num_rows: tl.constexpr, CHUNK: tl.constexpr, BLOCK_E: tl.constexpr):
+def _one_hot(group_ids, first, num_rows, CHUNK: tl.constexpr, BLOCK_E: tl.constexpr):
     """[CHUNK, BLOCK_E]: 1 where a row is of a group."""
     a = first + tl.arange(0, CHUNK)
     ids = tl.load(group_ids + a, mask=a < num_rows, other=-1)
@@ -147,8 +147,8 @@ def _one_hot(group_ids, first, num_rows: tl.constexpr, CHUNK: tl.constexpr, BLOC
 @triton.jit
 def count_kernel(
     group_ids,
+    num_rows,
     counts,
-    num_rows: tl.constexpr,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
     BLOCK_E: tl.constexpr,
@@ -165,12 +165,12 @@ def count_kernel(
 def sort_kernel(
     group_ids,
     counts,
+    num_rows,
+    num_tiles,
+    num_blocks,
     row_index,
     tiles,
-    num_rows: tl.constexpr,
     num_groups: tl.constexpr,
-    num_tiles: tl.constexpr,
-    num_blocks: tl.constexpr,
     BLOCK_M: tl.constexpr,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,

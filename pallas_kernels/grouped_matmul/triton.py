@@ -92,7 +92,7 @@ def sort_rows(group_ids: jax.Array, num_groups: int, block_m: int, config: SortC
     num_blocks = -(-num_rows // (config.chunk * config.chunks))
     num_tiles = max_tiles(num_rows, num_groups, block_m)
     block_e = max(16, power_of_two(num_groups))
-    sizes = {"num_rows": num_rows, "CHUNK": config.chunk, "CHUNKS": config.chunks, "BLOCK_E": block_e}
+    sizes = {"CHUNK": config.chunk, "CHUNKS": config.chunks, "BLOCK_E": block_e}
     launch: dict[str, Any] = {
         "grid": (num_blocks,),
         "num_warps": config.num_warps,
@@ -101,6 +101,7 @@ def sort_rows(group_ids: jax.Array, num_groups: int, block_m: int, config: SortC
     }
     counts = triton_call(
         group_ids,
+        num_rows,
         kernel=kernels.count_kernel,
         out_type=jax.ShapeDtypeStruct((num_blocks, block_e), jnp.int32),
         name="grouped_matmul_count",
@@ -110,12 +111,13 @@ def sort_rows(group_ids: jax.Array, num_groups: int, block_m: int, config: SortC
     row_index, tiles = triton_call(
         group_ids,
         counts,
+        num_rows,
+        num_tiles,
+        num_blocks,
         kernel=kernels.sort_kernel,
         out_type=(jax.ShapeDtypeStruct((num_rows,), jnp.int32), jax.ShapeDtypeStruct((num_tiles, 4), jnp.int32)),
         name="grouped_matmul_sort",
         num_groups=num_groups,
-        num_tiles=num_tiles,
-        num_blocks=num_blocks,
         BLOCK_M=block_m,
         **launch,
         **sizes,
@@ -163,6 +165,9 @@ def _product(
         lhs if row_weights is None else row_weights,
         tiles.tiles,
         tiles.row_index,
+        # Arguments and not compile-time constants: one compiled kernel serves all buckets.
+        tiles.num_rows,
+        tiles.num_tiles,
         kernel=kernels.grouped_matmul_kernel,
         out_type=jax.ShapeDtypeStruct((tiles.num_rows, n // 2 if gated else n), lhs.dtype),
         grid=(tiles.num_tiles * -(-n // config.block_n),),
@@ -170,9 +175,7 @@ def _product(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         backend_options={"ptx_version": PTX_VERSION},
-        num_rows=tiles.num_rows,
         num_groups=num_groups,
-        num_tiles=tiles.num_tiles,
         N=n,
         K=k,
         ROWS=tiles.kind,
@@ -182,7 +185,7 @@ def _product(
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
-        BLOCK_A=power_of_two(tiles.num_rows),
+        BLOCK_A=SEARCHED_ROWS,
         TILES_TOGETHER=config.tiles_together,
         # Products of 32-bit values keep their precision instead of being rounded to TF32.
         PRECISION="ieee" if lhs.dtype == jnp.float32 else "tf32",

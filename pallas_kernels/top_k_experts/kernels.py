@@ -13,9 +13,9 @@ LOWEST = tl.constexpr(-3.0e38)
 @triton.jit
 def top_k_experts_kernel(
     logits,
+    num_tokens,
     expert_ids,
     expert_weights,
-    num_tokens: tl.constexpr,
     E: tl.constexpr,
     K: tl.constexpr,
     NORMALIZE: tl.constexpr,

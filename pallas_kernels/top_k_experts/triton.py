@@ -21,6 +21,7 @@ def top_k_experts_triton(
     shape = (num_tokens, num_experts_per_token)
     expert_ids, expert_weights = triton_call(
         logits,
+        num_tokens,  # not a compile-time constant: one compiled kernel serves all buckets
         kernel=kernels.top_k_experts_kernel,
         out_type=(jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.float32)),
         grid=(-(-num_tokens // TOKENS_PER_PROGRAM),),
@@ -28,7 +29,6 @@ def top_k_experts_triton(
         num_warps=TOKENS_PER_PROGRAM,
         num_stages=1,
         backend_options={"ptx_version": PTX_VERSION},
-        num_tokens=num_tokens,
         E=num_experts,
         K=num_experts_per_token,
         NORMALIZE=normalize,
