@@ -8,11 +8,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxserve.layers.parameter import weights_and_spec
 from jaxserve.sharding import TENSOR_AXIS
 from pallas_kernels.cached_attention import cached_attention
 
@@ -55,7 +53,6 @@ def attend(
     window: int | None = None,
     soft_cap: float | None = None,
     alibi_slopes: jax.Array | None = None,
-    next_param: nnx.Param[jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Rotate a step's queries and keys, write its keys and values into one layer's pages, attend over them.
 
@@ -72,7 +69,6 @@ def attend(
         window: keys that each query sees, its own included; None is all.
         soft_cap: c in c * tanh(score / c); None leaves scores as they are.
         alibi_slopes: [K, G] float32, split over K like the heads; None adds no bias.
-        next_param: the weights of the product that comes next, to be fetched into the cache; None fetches nothing.
 
     Returns:
         The attended values [T, K, G, H] and the pages with the step's tokens in them.
@@ -84,20 +80,18 @@ def attend(
     qkv = jnp.concatenate([q, k[:, :, None], v[:, :, None]], axis=2)
     cached = partial(cached_attention, scale=scale, window=window, soft_cap=soft_cap, decode_only=metadata.decode_only)
 
-    next_weights, next_spec = weights_and_spec(next_param)
-
     @partial(
         jax.shard_map,
         mesh=mesh,
-        in_specs=(heads, whole, KV_PAGES_SPEC, whole, whole, whole, whole, P(TENSOR_AXIS), next_spec),
+        in_specs=(heads, whole, KV_PAGES_SPEC, whole, whole, whole, whole, P(TENSOR_AXIS)),
         out_specs=(heads, KV_PAGES_SPEC),
         check_vma=False,
     )
     def local(*args: jax.Array) -> tuple[jax.Array, jax.Array]:
-        *arguments, slopes, next_weights = args
-        return cached(*arguments, alibi_slopes=slopes, next_weights=next_weights)
+        *arguments, slopes = args
+        return cached(*arguments, alibi_slopes=slopes)
 
     attended: tuple[jax.Array, jax.Array] = local(
-        qkv, cos_sin, kv_pages, m.slot_mapping, m.page_table, m.query_start_loc, m.seq_lens, alibi_slopes, next_weights
+        qkv, cos_sin, kv_pages, m.slot_mapping, m.page_table, m.query_start_loc, m.seq_lens, alibi_slopes
     )
     return attended

@@ -116,11 +116,6 @@ class GatedMLP(nnx.Module):
         self.down_proj = DownProjection(hidden_size, intermediate_size, bias=bias, mesh=mesh, dtype=dtype)
         self.activation = activation
 
-    @property
-    def first_weights(self) -> nnx.Param[jax.Array]:
-        """What the first product reads."""
-        return self.gate_up_proj.weight
-
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, D] to [T, D]."""
         gate, up = self.gate_up_proj(x)
@@ -152,11 +147,6 @@ class PlainMLP(nnx.Module):
         self.up_proj = UpProjection(hidden_size, intermediate_size, bias=bias, mesh=mesh, dtype=dtype)
         self.down_proj = DownProjection(hidden_size, intermediate_size, bias=bias, mesh=mesh, dtype=dtype)
         self.activation = activation
-
-    @property
-    def first_weights(self) -> nnx.Param[jax.Array]:
-        """What the first product reads."""
-        return self.up_proj.weight
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, D] to [T, D]."""

@@ -93,11 +93,6 @@ class RoutedExperts(nnx.Module):
         self.normalize_weights = normalize_weights
         self.mesh = mesh
 
-    @property
-    def first_weights(self) -> None:
-        """Which weights the first product reads depends on the tokens."""
-        return None
-
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, D] to [T, D], summed over the devices. A row's result does not depend on the other rows."""
 

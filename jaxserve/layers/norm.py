@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from jaxserve.layers.parameter import abstract_param, weights_and_spec
+from jaxserve.layers.parameter import abstract_param
 from pallas_kernels.residual_norm import NormKind as RMSNormKind
 from pallas_kernels.residual_norm import residual_norm
 from pallas_kernels.residual_norm.reference import scale_normed
@@ -87,10 +87,7 @@ def make_norm(kind: NormKind, size: int, *, eps: float, mesh: Mesh, dtype: DType
 
 
 def add_and_norm(
-    x: jax.Array,
-    delta: jax.Array | None,
-    norm: RMSNorm | LayerNorm | None,
-    next_param: nnx.Param[jax.Array] | None = None,
+    x: jax.Array, delta: jax.Array | None, norm: RMSNorm | LayerNorm | None
 ) -> tuple[jax.Array, jax.Array]:
     """Add to the residual stream and normalise it.
 
@@ -98,7 +95,6 @@ def add_and_norm(
         x: [T, D] the residual stream, whole on every device.
         delta: [T, D] what is added to it; None adds nothing.
         norm: None leaves the sum as it is.
-        next_param: the weights of the product that comes next, to be fetched into the cache; None fetches nothing.
 
     Returns:
         The sum, and its norm.
@@ -108,22 +104,12 @@ def add_and_norm(
     if not isinstance(norm, RMSNorm):
         x = x + delta
         return x, x if norm is None else norm(x)
-    eps, kind, whole = norm.eps, norm.kind, P()
-    next_weights, next_spec = weights_and_spec(next_param)
-
-    @partial(
-        jax.shard_map,
-        mesh=norm.mesh,
-        in_specs=(whole, whole, whole, next_spec),
-        out_specs=(whole, whole),
-        check_vma=False,
+    fused = partial(residual_norm, eps=norm.eps, kind=norm.kind)
+    whole = P()
+    local = jax.shard_map(
+        fused, mesh=norm.mesh, in_specs=(whole, whole, whole), out_specs=(whole, whole), check_vma=False
     )
-    def local(
-        x: jax.Array, delta: jax.Array, weight: jax.Array, next_weights: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
-        return residual_norm(x, delta, weight, eps=eps, kind=kind, next_weights=next_weights)
-
-    summed: tuple[jax.Array, jax.Array] = local(x, delta, norm.weight[...], next_weights)
+    summed: tuple[jax.Array, jax.Array] = local(x, delta, norm.weight[...])
     return summed
 
 

@@ -4,10 +4,10 @@ from typing import cast
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxserve.sharding import named_sharding, partition_spec
+from jaxserve.sharding import named_sharding
 
 
 def abstract_param(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str, ...], dtype: DTypeLike) -> nnx.Param[jax.Array]:
@@ -22,10 +22,3 @@ def abstract_param(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str, ...], dt
     value = jax.ShapeDtypeStruct(shape, dtype, sharding=named_sharding(mesh, axes))
     # Flax would otherwise place the value on the mesh of its own context; here the loaders do that.
     return nnx.Param(cast(jax.Array, value), eager_sharding=False, axes=axes)
-
-
-def weights_and_spec(param: nnx.Param[jax.Array] | None) -> tuple[jax.Array | None, PartitionSpec]:
-    """A parameter's array and how it is split, for `jax.shard_map`; None and no split without a parameter."""
-    if param is None:
-        return None, PartitionSpec()
-    return param[...], partition_spec(param.get_metadata()["axes"])

@@ -85,7 +85,6 @@ class SelfAttention(nnx.Module):
             window=self.window,
             soft_cap=self.soft_cap,
             alibi_slopes=positions.alibi_slopes,
-            next_param=self.o_proj.weight,
         )
         return self.o_proj(out), kv_pages
 
@@ -138,15 +137,13 @@ class DecoderLayer(nnx.Module):
         Returns:
             The residual stream, what is to be added to it, and the pages with the step's tokens in them.
         """
-        # Steps of decodes alone leave the memory idle between products.
-        fetch = metadata.decode_only
-        x, normed = add_and_norm(x, delta, self.attention_norm, self.self_attn.qkv_proj.weight if fetch else None)
+        x, normed = add_and_norm(x, delta, self.attention_norm)
         attended, kv_pages = self.self_attn(normed, positions, metadata, kv_pages)
         attended = self._scaled(attended if self.attention_post_norm is None else self.attention_post_norm(attended))
         if self.parallel:
             out = self._feed_forward(normed if self.mlp_norm is None else self.mlp_norm(x))
             return x, attended + out, kv_pages
-        x, normed = add_and_norm(x, attended, self.mlp_norm, self.mlp.first_weights if fetch else None)
+        x, normed = add_and_norm(x, attended, self.mlp_norm)
         return x, self._feed_forward(normed), kv_pages
 
     def _feed_forward(self, normed: jax.Array) -> jax.Array:

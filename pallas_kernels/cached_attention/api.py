@@ -20,7 +20,6 @@ def cached_attention(
     window: int | None = None,
     soft_cap: float | None = None,
     alibi_slopes: jax.Array | None = None,
-    next_weights: jax.Array | None = None,
     decode_only: bool = False,
     implementation: Implementation | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -44,8 +43,6 @@ def cached_attention(
         window: keys that each query sees, its own included; None is all.
         soft_cap: c in c * tanh(s / c); None leaves scores as they are.
         alibi_slopes: [K, G] float32; None adds nothing.
-        next_weights: what the product after this reads; while few sequences decode on a GPU, it is fetched into the
-            cache meanwhile. It changes no result. None fetches nothing.
         decode_only: promises that T == S and row i is the one query of sequence i, or padding.
         implementation: `reference`, `triton`, or None for the best that can run.
 
@@ -73,4 +70,4 @@ def cached_attention(
     # Loaded only here: jax_triton is not needed where the reference runs.
     from pallas_kernels.cached_attention.triton import cached_attention_triton
 
-    return cached_attention_triton(*arguments, **options, next_weights=next_weights, decode_only=decode_only)
+    return cached_attention_triton(*arguments, **options, decode_only=decode_only)

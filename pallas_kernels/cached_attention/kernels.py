@@ -10,7 +10,6 @@ import triton
 import triton.language as tl
 
 from pallas_kernels.paged_attention.kernels import load_slopes, log2_scores, visit_keys
-from pallas_kernels.prefetch import prefetch
 
 
 @triton.jit
@@ -39,7 +38,6 @@ def decode_kernel(
     work,
     arrived,
     alibi_slopes,
-    next_weights,
     out,
     partial_out,
     partial_lse,
@@ -59,24 +57,16 @@ def decode_kernel(
     MERGE_G: tl.constexpr,
     MERGE_CHUNKS: tl.constexpr,
     PRECISION: tl.constexpr,
-    FETCHING: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    THREADS: tl.constexpr,
 ):
     """One program: one sequence's query, for one kv head's group, over one chunk of the keys written before.
 
-    Grid (K, FETCHING + items); the first K * FETCHING programs fetch CHUNKS chunks of next_weights instead.
-    work [items, 8] says of each item: its sequence (-1: nothing to do), the first and the end of its keys, which chunk
-    it is, how many chunks the sequence has, and its length with the new token. The last chunk also takes the new
-    token's own key and value, straight from qkv, and writes them into the pool; no other program reads them. The last
-    program to arrive at a sequence's counter merges its chunks, and leaves the counter at 0.
+    Grid (K, items). work [items, 8] says of each item: its sequence (-1: nothing to do), the first and the end of its
+    keys, which chunk it is, how many chunks the sequence has, and its length with the new token. The last chunk also
+    takes the new token's own key and value, straight from qkv, and writes them into the pool; no other program reads
+    them. The last program to arrive at a sequence's counter merges its chunks, and leaves the counter at 0.
     """
     head = tl.program_id(0)
-    item = tl.program_id(1) - FETCHING
-    if FETCHING:
-        if item < 0:
-            prefetch(next_weights, (item + FETCHING) * K + head, CHUNKS, THREADS)
-            return
+    item = tl.program_id(1)
     seq = tl.load(work + item * 8)
     begin = tl.load(work + item * 8 + 1)
     end = tl.load(work + item * 8 + 2)

@@ -12,14 +12,10 @@ from pallas_kernels.paged_attention import ScoreOptions
 from pallas_kernels.paged_attention.config import DecodeConfig, decode_config, padded_head_dim
 from pallas_kernels.paged_attention.triton import LOG2_E, assign, paged_attention_triton
 from pallas_kernels.platform import PTX_VERSION
-from pallas_kernels.prefetch import chunks_to_fetch
 
 WORK_FIELDS = 8  # so that an item lies in one sector of the memory; the last two are unused
 # Values that a merging program holds at once.
 MERGE_VALUES = 4096
-# With more sequences, reading their keys keeps the memory busy.
-FETCHING_SEQS = 8
-FETCHED_BYTES = 32 << 20
 
 
 def cached_attention_triton(
@@ -31,14 +27,13 @@ def cached_attention_triton(
     query_start_loc: jax.Array,
     seq_lens: jax.Array,
     *,
-    next_weights: jax.Array | None = None,
     decode_only: bool = False,
     decode: DecodeConfig | None = None,
     **options: Unpack[ScoreOptions],
 ) -> tuple[jax.Array, jax.Array]:
     """See `cached_attention`. `decode` overrides the tile sizes of the decode kernel, for tuning."""
     if decode_only:
-        return _decode(qkv, cos_sin, kv_pages, page_table, seq_lens, next_weights, decode, options)
+        return _decode(qkv, cos_sin, kv_pages, page_table, seq_lens, decode, options)
     q, kv_pages = _rotate_and_write(qkv, cos_sin, kv_pages, slot_mapping)
     return paged_attention_triton(q, kv_pages, page_table, query_start_loc, seq_lens, **options), kv_pages
 
@@ -122,7 +117,6 @@ def _decode(
     kv_pages: jax.Array,
     page_table: jax.Array,
     seq_lens: jax.Array,
-    next_weights: jax.Array | None,
     config: DecodeConfig | None,
     options: ScoreOptions,
 ) -> tuple[jax.Array, jax.Array]:
@@ -133,9 +127,6 @@ def _decode(
     work = decode_work(seq_lens, options["window"], max_keys, config, config.num_chunks(num_kv_heads))
     num_items = work.shape[0]
     slopes = options["alibi_slopes"]
-    threads = 32 * config.num_warps
-    chunks = chunks_to_fetch(next_weights, FETCHED_BYTES if num_seqs <= FETCHING_SEQS else 0)
-    fetching = -(-chunks // (threads * num_kv_heads))
     table, rotated = _rotated(cos_sin, seq_lens)
     partial_out = jax.ShapeDtypeStruct((num_items, num_kv_heads, group, head_dim), jnp.float32)
     pool = jax.new_ref(kv_pages)
@@ -148,14 +139,13 @@ def _decode(
         # Written by the kernel, but 0 again when it ends, so that all layers may share one array.
         jnp.zeros(num_seqs * num_kv_heads, jnp.int32),
         seq_lens if slopes is None else slopes,
-        seq_lens if next_weights is None else next_weights,
         kernel=kernels.decode_kernel,
         out_type=(
             jax.ShapeDtypeStruct((num_seqs, num_kv_heads, group, head_dim), qkv.dtype),
             partial_out,
             jax.ShapeDtypeStruct(partial_out.shape[:-1], jnp.float32),
         ),
-        grid=(num_kv_heads, fetching + num_items),
+        grid=(num_kv_heads, num_items),
         name="cached_attention_decode",
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -177,9 +167,6 @@ def _decode(
         MERGE_CHUNKS=max(1, min(8, MERGE_VALUES // (_power_of_two(group) * padded_head_dim(head_dim)))),
         # Products of 32-bit values keep their precision instead of being rounded to TF32.
         PRECISION="ieee" if qkv.dtype == jnp.float32 else "tf32",
-        FETCHING=fetching,
-        CHUNKS=chunks,
-        THREADS=threads,
     )
     return results[0], pool[...]
 

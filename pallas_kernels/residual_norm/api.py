@@ -15,7 +15,6 @@ def residual_norm(
     *,
     eps: float,
     kind: NormKind = "rms",
-    next_weights: jax.Array | None = None,
     implementation: Implementation | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Add to the residual stream, and normalise it by its root mean square (Zhang and Sennrich 2019).
@@ -30,8 +29,6 @@ def residual_norm(
         kind: `rms` rounds the normed values to x's dtype before the weight scales them, as Llama does;
             `rms_rounded_last` scales in float32 first, as OLMo 2 does; `rms_plus_one` likewise, by 1 + the weight, as
             Gemma does.
-        next_weights: what the product after this reads; on a GPU its beginning is fetched into the cache meanwhile. It
-            changes no result. None fetches nothing.
         implementation: `reference`, `triton`, or None for the best that can run.
 
     Returns:
@@ -52,4 +49,4 @@ def residual_norm(
     # Loaded only here: jax_triton is not needed where the reference runs.
     from pallas_kernels.residual_norm.triton import residual_norm_triton
 
-    return residual_norm_triton(x, delta, weight, eps=eps, kind=kind, next_weights=next_weights)
+    return residual_norm_triton(x, delta, weight, eps=eps, kind=kind)

@@ -6,35 +6,21 @@
 import triton
 import triton.language as tl
 
-from pallas_kernels.prefetch import prefetch
-
 
 @triton.jit
 def residual_norm_kernel(
     x,
     delta,
     weight,
-    next_weights,
     x_out,
     normed_out,
     eps: tl.constexpr,
     KIND: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    FETCHING: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    THREADS: tl.constexpr,
 ):
-    """x + delta to x_out, and its norm to normed_out, a row a program. Grid (FETCHING + T,).
-
-    The first FETCHING programs fetch CHUNKS chunks of next_weights into the second-level cache instead.
-    """
-    program = tl.program_id(0)
-    if FETCHING:
-        if program < FETCHING:
-            prefetch(next_weights, program, CHUNKS, THREADS)
-            return
-    row = (program - FETCHING).to(tl.int64) * D
+    """Row program_id(0): x + delta to x_out, and its norm to normed_out. Grid (T,)."""
+    row = tl.program_id(0).to(tl.int64) * D
     d = tl.arange(0, BLOCK_D)
     inside = d < D
     scale = tl.load(weight + d, mask=inside, other=0.0)
