@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxserve.errors import InvalidRequestError
+from jaxserve.request import SamplingParams
 from jaxserve.tokenizer.added_tokens import TextSplitter
 from jaxserve.tokenizer.backend import TokenizerBackend
 from jaxserve.tokenizer.chat_format import ChatFormat, read_chat_format
@@ -64,11 +65,6 @@ class Tokenizer:
     def eos_token_id(self) -> int | None:
         """Id of the end-of-sequence token; None if there is none."""
         return self._special_id("eos_token")
-
-    @property
-    def chat_stop_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer in a conversation, beside the model's own end-of-sequence tokens."""
-        return self._chat_format.stop_token_ids if self._chat_format is not None else ()
 
     @property
     def has_chat_template(self) -> bool:
@@ -132,6 +128,19 @@ class Tokenizer:
         for part in self._chat_splitter.split(text):
             ids += self.encode(part, add_special_tokens=False) if isinstance(part, str) else [part.token_id]
         return ids
+
+    def chat_params(self, params: SamplingParams) -> SamplingParams:
+        """The parameters for an answer in a conversation: tokens that end a turn end it, unless `ignore_eos` is set.
+
+        They are those of the built-in formats; other models name theirs as end-of-sequence tokens.
+
+        Raises:
+            InvalidRequestError: with them there are too many stop token ids.
+        """
+        ids = self._chat_format.stop_token_ids if self._chat_format is not None else ()
+        if not ids or params.ignore_eos:
+            return params
+        return params.replace(stop_token_ids=[*(params.stop_token_ids or ()), *ids])
 
     def _special_id(self, name: str) -> int | None:
         text = self._special_tokens.get(name)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from jaxserve.tokenizer.piece_decoder import BYTE_OF_CHAR
@@ -72,9 +73,11 @@ def sentencepiece_model(kind: str = "llama") -> bytes:
     return model.getvalue()
 
 
-def processor(kind: str = "llama") -> sentencepiece.SentencePieceProcessor:
-    """The library's own reading of such a model."""
-    return sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model(kind))
+def processor(kind: str = "llama", *, adds_space: bool = True) -> sentencepiece.SentencePieceProcessor:
+    """The library's own reading of such a model; without a space before the text if that is said."""
+    model = sentencepiece_model_pb2.ModelProto.FromString(sentencepiece_model(kind))
+    model.normalizer_spec.add_dummy_prefix &= adds_space
+    return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
 
 
 @cache
