@@ -73,14 +73,13 @@ class FastBackend:
         return self._pieces.decoder(skip_special_tokens, prompt_token_ids)
 
 
-def read_byte_level(vocab: Path, merges: Path, *, qwen2: bool, add_prefix_space: bool) -> tokenizers.Tokenizer:
+def read_byte_level(vocab: Path, merges: Path, *, qwen2: bool) -> tokenizers.Tokenizer:
     """Byte-level BPE (Radford et al. 2019) from vocab.json and merges.txt, without added tokens.
 
     Args:
         vocab: tokens and their ids.
         merges: the merges, in order.
         qwen2: cut text into words as Qwen2 does, after Unicode normalization (NFC), and not as GPT-2 does.
-        add_prefix_space: put a space before the text if it does not begin with one.
 
     Raises:
         CheckpointError: the files do not belong together or cannot be read.
@@ -92,10 +91,10 @@ def read_byte_level(vocab: Path, merges: Path, *, qwen2: bool, add_prefix_space:
     if qwen2:
         backend.normalizer = normalizers.NFC()
         split = pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated")
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False)
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     else:
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     return backend
 

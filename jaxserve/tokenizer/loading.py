@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tokenizers
 from tokenizers import processors
 
 from jaxserve.errors import CheckpointError
@@ -183,11 +182,13 @@ def _load_byte_level(files: TokenizerFiles) -> tuple[TokenizerBackend, dict[str,
             f"{', '.join(_BYTE_LEVEL_CLASSES)}. Others need a tokenizer.json"
         )
     files.refuse_unsupported()
-    backend: tokenizers.Tokenizer = read_byte_level(
-        files.directory / "vocab.json",
-        files.directory / "merges.txt",
-        qwen2=name == _QWEN2_CLASS,
-        add_prefix_space=files.boolean("add_prefix_space", False),
+    if files.boolean("add_prefix_space", False):
+        raise CheckpointError(
+            f"{path}: add_prefix_space is not supported with vocab.json and merges.txt, since slow and fast tokenizers "
+            "disagree on it; bring a tokenizer.json"
+        )
+    backend = read_byte_level(
+        files.directory / "vocab.json", files.directory / "merges.txt", qwen2=name == _QWEN2_CLASS
     )
     own = {"eos_token": "<|endoftext|>"} | ({} if name == _QWEN2_CLASS else {"bos_token": "<|endoftext|>"})
     special = own | files.special_tokens

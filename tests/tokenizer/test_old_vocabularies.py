@@ -212,6 +212,11 @@ def test_an_unknown_byte_level_class_is_refused(tmp_path: Path) -> None:
         Tokenizer.load(old.write_byte_level(tmp_path, tokenizer_class="BartTokenizer"))
 
 
+def test_a_space_before_byte_level_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="add_prefix_space"):
+        Tokenizer.load(old.write_byte_level(tmp_path, add_prefix_space=True))
+
+
 def test_tokenizer_json_comes_before_the_older_files(tmp_path: Path, byte_level_backend: Any) -> None:
     old.write_sentencepiece(tmp_path)
     (tmp_path / "tokenizer.json").write_text(byte_level_backend.to_str())
