@@ -74,6 +74,8 @@ class EngineConfig:
     Attributes:
         model: a local Hugging Face or Orbax directory; `demo` is the bundled model.
         tokenizer: a directory with the tokenizer, if not the model's.
+        chat_template: the path of a Jinja template, or `baichuan`, `internlm`, `qwen` or `vicuna` for chat models that
+            came without one; the tokenizer's own if None.
         served_model_name: the name clients call the model by; the directory's own name if None.
         dtype: of weights and KV cache. `auto` is the checkpoint's on a GPU and float32 on a CPU.
         max_model_len: most tokens of prompt and output together; the checkpoint's own limit if None.
@@ -97,6 +99,7 @@ class EngineConfig:
 
     model: str
     tokenizer: str | None = None
+    chat_template: str | None = None
     served_model_name: str | None = None
     dtype: DType = "auto"
     max_model_len: int | None = None

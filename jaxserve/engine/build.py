@@ -24,6 +24,7 @@ from jaxserve.runner.kv_pool import CPU_POOL_BYTES, KVPoolSpec, pages_in_memory
 from jaxserve.runner.model_runner import ModelRunner, StepCompiler
 from jaxserve.scheduler.scheduler import Scheduler
 from jaxserve.sharding import make_mesh
+from jaxserve.tokenizer import resolve_chat_template
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def build_core(
         CheckpointError: the model directory cannot be served.
     """
     directory = resolve_model(config.model)
+    chat_template = resolve_chat_template(config.chat_template)
     model_config = load_config(directory)
     if len(model_config.eos_token_ids) > MAX_STOP_TOKEN_IDS // 2:
         raise CheckpointError(
@@ -123,10 +125,12 @@ def build_core(
         runner.compile_ahead(on_progress, rest_in_background=compile_in_background)
     runner.allocate()
     scheduler = Scheduler(scheduler_config, model_config.eos_token_ids)
-    return EngineCore(scheduler, runner), _engine_info(config, loaded, scheduler_config)
+    return EngineCore(scheduler, runner), _engine_info(config, loaded, scheduler_config, chat_template)
 
 
-def _engine_info(config: EngineConfig, loaded: LoadedModel, scheduler_config: SchedulerConfig) -> EngineInfo:
+def _engine_info(
+    config: EngineConfig, loaded: LoadedModel, scheduler_config: SchedulerConfig, chat_template: str | None
+) -> EngineInfo:
     """What front ends are told."""
     tokenizer_dir = None if config.skip_tokenizer_init else str(resolve_model(config.tokenizer or config.model))
     model_config = loaded.config
@@ -149,6 +153,7 @@ def _engine_info(config: EngineConfig, loaded: LoadedModel, scheduler_config: Sc
         tensor_parallel_size=config.tensor_parallel_size,
         device_kind=loaded.mesh.devices.flat[0].device_kind,
         tokenizer_dir=tokenizer_dir,
+        chat_template=chat_template,
         version=jaxserve.__version__,
     )
 

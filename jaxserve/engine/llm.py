@@ -46,7 +46,9 @@ class LLM:
         with progress_bars() as report:
             self._core, self._info = build_core(config, report, unlimited_queue=True)
         directory = self._info.tokenizer_dir
-        self._tokenizer = None if directory is None else Tokenizer.load(resolve_model(directory))
+        self._tokenizer = None
+        if directory is not None:
+            self._tokenizer = Tokenizer.load(resolve_model(directory), self._info.chat_template)
         self._request_numbers = itertools.count()
 
     @property
@@ -109,7 +111,7 @@ class LLM:
         use_tqdm: bool = True,
         add_generation_prompt: bool = True,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or several, through the model's own chat template.
+        """Answer one conversation, or several, through the model's chat template.
 
         Args:
             messages: a list of `{"role": …, "content": …}`, or a list of such lists.
@@ -127,7 +129,8 @@ class LLM:
             tokenizer.apply_chat_template([dict(m) for m in each], add_generation_prompt=add_generation_prompt)
             for each in conversations
         ]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        given = _for_each(sampling_params, len(prompts), SamplingParams(), "sampling_params")
+        return self.generate(prompts, [tokenizer.chat_params(params) for params in given], use_tqdm=use_tqdm)
 
     def _prepare(self, prompt: Prompt, params: SamplingParams, priority: int) -> OfflineRequest:
         text, token_ids = read_prompt(prompt)

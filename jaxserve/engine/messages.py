@@ -28,6 +28,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
         tensor_parallel_size: devices that each hold a part of every layer.
         device_kind: as JAX names it.
         tokenizer_dir: directory to load the tokenizer from; None serves token ids only.
+        chat_template: a built-in format's name or a template's path; the tokenizer's own if None.
         version: of jaxserve.
     """
 
@@ -45,6 +46,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     tensor_parallel_size: int = 1
     device_kind: str = "cpu"
     tokenizer_dir: str | None = None
+    chat_template: str | None = None
     version: str = "0"
 
 

@@ -100,7 +100,7 @@ class InferenceServer:
         info = await self._engine.wait_until_ready()
         tokenizer = None
         if info.tokenizer_dir is not None:
-            tokenizer = await asyncio.to_thread(Tokenizer.load, Path(info.tokenizer_dir))
+            tokenizer = await asyncio.to_thread(Tokenizer.load, Path(info.tokenizer_dir), info.chat_template)
         self._servicer.served = ServedModel(info, tokenizer)
         self.lifecycle.advance(pb.SERVER_STATE_READY)
 

@@ -194,6 +194,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         conversion.check_priority(request, info)
         params = conversion.sampling_params(request, tokenizer is not None)
         token_ids = await prompt_token_ids(request, tokenizer)
+        if tokenizer is not None and request.HasField("chat"):
+            params = tokenizer.chat_params(params)
         validate_request(token_ids, params, info.limits)
         remaining = context.time_remaining()
         return Request(

@@ -51,7 +51,7 @@ class VocabularyPieces:
         skipped = self.special_ids if skip_special_tokens else frozenset()
         decoder: PieceDecoder
         if self._is_byte_level:
-            decoder = _ByteLevelDecoder(self, skipped)
+            decoder = ByteDecoder(self.token_bytes, skipped)
         else:
             token_bytes = self.token_bytes if self._joins_bytes else None
             decoder = _WindowDecoder(self._backend, skipped, self._byte_of_id, token_bytes)
@@ -68,21 +68,56 @@ class VocabularyPieces:
         return known
 
 
-class _ByteLevelDecoder:
-    """Byte-level BPE: a token is a string of bytes, and the text is their UTF-8."""
+class ByteDecoder:
+    """Byte-level BPE: a token is a string of bytes, and the text is their UTF-8.
 
-    def __init__(self, pieces: VocabularyPieces, skipped: frozenset[int]) -> None:
-        self._pieces = pieces
+    Args:
+        token_bytes: the bytes of a token.
+        skipped: ids of tokens that are not shown.
+    """
+
+    def __init__(self, token_bytes: Callable[[int], bytes], skipped: frozenset[int]) -> None:
+        self._token_bytes = token_bytes
         self._skipped = skipped
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
         if token_id in self._skipped:
             return ""
-        return self._utf8.decode(self._pieces.token_bytes(token_id))
+        return self._utf8.decode(self._token_bytes(token_id))
 
     def flush(self) -> str:
         return self._utf8.decode(b"", final=True)
+
+
+class ByteGatherer:
+    """Gathers bytes that come one at a time until they make a whole character, as sentencepiece does.
+
+    Each byte that can be no part of one becomes U+FFFD.
+    """
+
+    def __init__(self) -> None:
+        self._pending = b""
+
+    def push(self, byte: int) -> str:
+        """The text that this byte completes."""
+        data = self._pending + bytes([byte])
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            if error.reason == "unexpected end of data":
+                self._pending = data
+                return ""
+            # The last byte cannot follow the ones before it, but may begin a character of its own.
+            broken, self._pending = self._pending, b""
+            return REPLACEMENT * len(broken) + self.push(byte) if broken else REPLACEMENT
+        self._pending = b""
+        return text
+
+    def flush(self) -> str:
+        """What is left when other text follows or no more comes."""
+        broken, self._pending = self._pending, b""
+        return REPLACEMENT * len(broken)
 
 
 class _WindowDecoder:
@@ -163,7 +198,7 @@ def _decoder_types(decoder: dict[str, Any] | None) -> set[str]:
 def _byte_level_bytes(token: str) -> bytes:
     # A token with a character that stands for no byte was added as it is.
     try:
-        return bytes(_BYTE_OF_CHAR[char] for char in token)
+        return bytes(BYTE_OF_CHAR[char] for char in token)
     except KeyError:
         return token.encode("utf-8", "replace")
 
@@ -175,4 +210,4 @@ def _byte_of_char() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
-_BYTE_OF_CHAR = _byte_of_char()
+BYTE_OF_CHAR = _byte_of_char()

@@ -70,6 +70,17 @@ def test_more_end_tokens_than_can_be_held_back_are_refused(tmp_path: Path) -> No
         build_core(config(model=str(tmp_path / "model")))
 
 
+@pytest.mark.usefixtures("loads_nothing")
+def test_an_unknown_chat_template_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(ConfigError, match="'no_such_template' is neither a file nor one of the built-in"):
+        build_core(config(chat_template="no_such_template"))
+
+
+def test_the_engine_tells_front_ends_the_chat_template_chosen() -> None:
+    _, info = build_core(config(chat_template="vicuna"))
+    assert info.chat_template == "vicuna"
+
+
 def test_the_engine_describes_what_it_loaded() -> None:
     core, info = build_core(config(num_pages=40, max_num_seqs=3, max_num_batched_tokens=9, served_model_name="mine"))
     assert (info.model_name, info.architecture, info.dtype) == ("mine", "LlamaForCausalLM", "float32")

@@ -185,6 +185,19 @@ def test_chat_goes_through_the_model_s_template(llm: LLM, tokenizer: Tokenizer) 
     assert unopened[0].prompt_token_ids == tokenizer.apply_chat_template(hello, add_generation_prompt=False)
 
 
+def test_tokens_that_end_a_turn_end_an_answer_of_chat(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    hello = [{"role": "user", "content": "Add two numbers"}]
+    whole = llm.chat(hello, GREEDY, use_tqdm=False)[0].outputs[0].token_ids
+    stop = next(token for token in whole[3:] if token not in whole[:3])
+
+    def chat_params(params: SamplingParams) -> SamplingParams:
+        return params.replace(stop_token_ids=[stop])
+
+    monkeypatch.setattr(llm.get_tokenizer(), "chat_params", chat_params)
+    (answer,) = llm.chat(hello, GREEDY, use_tqdm=False)
+    assert answer.outputs[0].token_ids == whole[: whole.index(stop) + 1]
+
+
 def test_a_conversation_that_the_template_refuses_is_an_error(llm: LLM) -> None:
     with pytest.raises(InvalidRequestError, match="the roles are system, user and assistant") as caught:
         llm.chat([{"role": "robot", "content": "hi"}], use_tqdm=False)

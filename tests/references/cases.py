@@ -58,7 +58,7 @@ _BAICHUAN: dict[str, Any] = {
 _BAICHUAN_13B: dict[str, Any] = {
     **_BAICHUAN,
     "_from_model_config": True,
-    "gradient_checkpointing": False,
+    "gradient_checkpointing": [False],
     "hidden_size": 48,
     "model_max_length": 128,
     "num_attention_heads": 6,

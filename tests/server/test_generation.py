@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from jaxserve.config import SchedulerConfig
 from jaxserve.v1 import generate_pb2 as pb
 from jaxserve.v1 import options_pb2, prompt_pb2
-from tests.support.ascii_tokenizer import BOS, EOS, VOCAB_SIZE, ascii_text
+from tests.support.ascii_tokenizer import BOS, EOS, VOCAB_SIZE, ascii_text, write_tokenizer
 from tests.support.live_server import LiveServer, live_server
 from tests.support.simulated_engine import SCHEDULER_CONFIG, GatedRunner, simulated_core
 from tests.support.simulated_runner import SimulatedRunner, expected_tokens
@@ -138,6 +138,31 @@ async def test_a_stop_token_is_counted_and_its_text_shown_only_if_asked(tokenize
         text, seen, end = fold(await stream(server, text=PROMPT, **fields))
     assert seen == through and text == ascii_text(through if include else through[:-1])
     assert end.finish_reason == pb.FINISH_REASON_STOP and end.stop_token_id == stop
+
+
+async def test_a_token_that_ends_a_turn_of_the_chosen_chat_format_ends_the_answer(tmp_path: Path) -> None:
+    directory = write_tokenizer(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        file = directory / name
+        file.write_text(file.read_text().replace("<bos>", "<eoa>"))
+    eoa = BOS
+
+    def prompt(content: str) -> list[int]:
+        return [eoa, *f"<|User|>:{content}\n<|Bot|>:".encode()]
+
+    content = next(c for c in "abcdefghijklmnop" if eoa in expected_tokens(prompt(c), 60, VOCAB_SIZE)[1:])
+    through = expected_tokens(prompt(content), 60, VOCAB_SIZE, stop_token_ids=(EOS, eoa))
+    request = pb.GenerateRequest(
+        chat=prompt_pb2.ChatPrompt(messages=[prompt_pb2.ChatMessage(role="user", content=content)])
+    )
+    request.sampling.temperature, request.stopping.max_tokens = 0, 60
+    async with live_server(directory, chat_template="internlm") as server:
+        chat = (await server.stub.Generate(request)).completions[0]
+        request.token_ids.ids[:] = prompt(content)
+        plain = (await server.stub.Generate(request)).completions[0]
+    assert chat.token_ids == through and chat.end.stop_token_id == eoa
+    assert plain.token_ids == expected_tokens(prompt(content), 60, VOCAB_SIZE, stop_token_ids=(EOS,))
+    assert len(plain.token_ids) > len(through)
 
 
 async def test_the_models_own_end_token_ends_the_answer_unless_ignored(tokenizer_dir: Path) -> None:

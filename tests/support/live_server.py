@@ -40,13 +40,14 @@ async def live_server(
     *,
     core: ObservedCore | None = None,
     scheduler: SchedulerConfig = SCHEDULER_CONFIG,
+    chat_template: str | None = None,
     open_now: bool = True,
     **server_settings: Any,
 ) -> AsyncIterator[LiveServer]:
     """Start server and engine, wait until requests are served (unless told not to), and stop both at the end."""
     core = core or simulated_core(scheduler)
     config = ServerConfig(port=0, **server_settings)
-    with engine_thread(core, engine_info(scheduler, tokenizer_dir)) as endpoint:
+    with engine_thread(core, engine_info(scheduler, tokenizer_dir, chat_template)) as endpoint:
         engine = EngineClient(endpoint)
         server = InferenceServer(engine, config)
         port = await server.start()

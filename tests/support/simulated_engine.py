@@ -43,7 +43,9 @@ def simulated_core(
     return ObservedCore(Scheduler(config, (EOS,)), runner)
 
 
-def engine_info(config: SchedulerConfig = SCHEDULER_CONFIG, tokenizer_dir: Path | None = None) -> EngineInfo:
+def engine_info(
+    config: SchedulerConfig = SCHEDULER_CONFIG, tokenizer_dir: Path | None = None, chat_template: str | None = None
+) -> EngineInfo:
     """What a simulated engine says of itself."""
     return EngineInfo(
         model_name="arithmetic",
@@ -58,6 +60,7 @@ def engine_info(config: SchedulerConfig = SCHEDULER_CONFIG, tokenizer_dir: Path 
         max_num_queued_requests=config.max_num_queued_requests,
         scheduling_policy=config.scheduling_policy,
         tokenizer_dir=None if tokenizer_dir is None else str(tokenizer_dir),
+        chat_template=chat_template,
     )
 
 

@@ -5,6 +5,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from jaxserve.tokenizer import Tokenizer
+from jaxserve.tokenizer.fast import FastBackend
+from tests.support.old_vocabularies import write_byte_level, write_qwen, write_sentencepiece
 
 TEXTS = [
     "def main(argv):\n    print('hello world', argv)\n",
@@ -67,25 +69,63 @@ def byte_level_backend() -> Backend:
 
 @pytest.fixture(scope="session")
 def byte_level() -> Tokenizer:
-    return Tokenizer(_byte_level(), {"bos_token": "<bos>", "eos_token": "<eos>"})
+    return Tokenizer(FastBackend(_byte_level()), {"bos_token": "<bos>", "eos_token": "<eos>"})
 
 
 @pytest.fixture(scope="session")
 def llama2_like() -> Tokenizer:
-    return Tokenizer(_llama2_like(), {"bos_token": "<bos>", "eos_token": "<eos>"})
+    return Tokenizer(FastBackend(_llama2_like()), {"bos_token": "<bos>", "eos_token": "<eos>"})
 
 
 @pytest.fixture(scope="session")
 def metaspace() -> Tokenizer:
-    return Tokenizer(_metaspace())
+    return Tokenizer(FastBackend(_metaspace()))
 
 
 @pytest.fixture(scope="session")
 def byte_level_in_sequence() -> Tokenizer:
-    return Tokenizer(_byte_level_in_sequence())
+    return Tokenizer(FastBackend(_byte_level_in_sequence()))
 
 
-@pytest.fixture(params=["byte_level", "llama2_like", "metaspace", "byte_level_in_sequence"], scope="session")
+@pytest.fixture(scope="session")
+def sentencepiece_llama(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.load(write_sentencepiece(tmp_path_factory.mktemp("llama"), legacy=False))
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_legacy(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.load(write_sentencepiece(tmp_path_factory.mktemp("legacy")))
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_unigram(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.load(write_sentencepiece(tmp_path_factory.mktemp("unigram"), "unigram"))
+
+
+@pytest.fixture(scope="session")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.load(write_qwen(tmp_path_factory.mktemp("qwen")))
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.load(write_byte_level(tmp_path_factory.mktemp("gpt2")))
+
+
+ANY = (
+    "byte_level",
+    "llama2_like",
+    "metaspace",
+    "byte_level_in_sequence",
+    "sentencepiece_llama",
+    "sentencepiece_legacy",
+    "sentencepiece_unigram",
+    "qwen",
+    "gpt2",
+)
+
+
+@pytest.fixture(params=ANY, scope="session")
 def any_tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     tokenizer: Tokenizer = request.getfixturevalue(request.param)
     return tokenizer

@@ -95,7 +95,7 @@ def test_the_tokens_counted_end_with_the_one_that_completed_the_stop(byte_level:
     assert detokenizer.append(ids, final=True) == TextDelta("", [], "y")
 
 
-@pytest.mark.parametrize("name", ["byte_level", "llama2_like", "byte_level_in_sequence"])
+@pytest.mark.parametrize("name", ["byte_level", "llama2_like", "byte_level_in_sequence", "sentencepiece_llama", "qwen"])
 def test_an_incomplete_character_is_held_back_and_ends_as_a_replacement(
     name: str, request: pytest.FixtureRequest
 ) -> None:
