@@ -99,7 +99,8 @@ def _read_one(
     kind = _kind(scaling)
     theta = _within_or_beside(file, scaling, "rope_theta", keys.theta, keys.default_theta)
     partial = _within_or_beside(file, scaling, "partial_rotary_factor", keys.partial, keys.default_partial)
-    rotary_dim = int(head_dim * partial)
+    # Compared before it is rounded: what is too large may not fit an integer.
+    rotary_dim = int(head_dim * partial) if partial <= 1.0 else head_dim + 1
     if not 2 <= rotary_dim <= head_dim or rotary_dim % 2:
         raise file.error(
             keys.partial, f"makes {rotary_dim} of {head_dim} dimensions rotate; that must be an even number"

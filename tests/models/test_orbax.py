@@ -51,7 +51,7 @@ def test_each_device_is_given_its_part_and_not_the_whole(converted: Path) -> Non
     assert [shard.data.shape for shard in gate_up.addressable_shards] == [(2, 16, 32)] * 4
 
 
-# gpt2 names its tensors without a prefix and lays matrices inputs first; mixtral has a tensor for each expert's product.
+# gpt2 names its tensors without a prefix and lays matrices inputs first; mixtral has tensors for each expert.
 @pytest.mark.parametrize("case", ["sharded", "tied", "bias", "gpt2", "gpt_neox", "mixtral"])
 def test_checkpoints_of_every_layout_convert(case: str, data_dir: Path, tmp_path: Path) -> None:
     convert(data_dir / case, tmp_path / "out")
