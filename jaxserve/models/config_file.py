@@ -19,7 +19,7 @@ HARMLESS_KEYS = frozenset(
     decoder_start_token_id chunk_size_feed_forward unk_token_id cls_token_id mask_token_id is_llama_config
     transformers.js_config unsloth_fixed unsloth_version attn_implementation max_window_layers resid_pdrop embd_pdrop
     hidden_dropout attention_probs_dropout_prob dropout gradient_checkpointing num_logits_to_keep
-    cache_implementation output_router_logits router_aux_loss_coef router_jitter_noise
+    cache_implementation output_router_logits router_aux_loss_coef router_jitter_noise custom_pipelines
     """.split()
 )
 

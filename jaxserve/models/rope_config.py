@@ -118,14 +118,20 @@ def _read_one(
     return config, rotary_dim
 
 
-def _within_or_beside(file: ConfigFile, scaling: ConfigFile, key: str, outer_key: str, default: float) -> float:
-    """A number that stands within the object of settings, or beside it; both must agree."""
-    outer = file.number(outer_key, default)
-    if key not in scaling.values:
-        return outer
+def _within_or_beside(file: ConfigFile, scaling: ConfigFile, key: str, family_key: str, default: float) -> float:
+    """A number that stands within the object of settings, or beside it under the family's name or the common one.
+
+    Some versions of transformers wrote it more than once. All must agree.
+    """
+    names = [name for name in dict.fromkeys((family_key, key)) if file.get(name) is not None]
+    values = [file.number(name) for name in names]
+    if len(set(values)) > 1:
+        raise file.error(key, f"is {values[1]}, but {family_key} is {values[0]}")
+    if scaling.get(key) is None:
+        return values[0] if values else default
     inner = scaling.number(key)
-    if file.get(outer_key) is not None and inner != outer:
-        raise scaling.error(key, f"is {inner}, but {outer_key} is {outer}")
+    if values and inner != values[0]:
+        raise scaling.error(key, f"is {inner}, but {names[0]} is {values[0]}")
     return inner
 
 
