@@ -1,12 +1,14 @@
 """The engine's own step against its floor: random weights of a real model's shape, the scheduler and all around it.
 
     python scripts/bench_step.py --json                       # Llama-3.1-8B's shape, on a GPU
+    python scripts/bench_step.py --model benchmarks/models/baichuan2-13b --cases decode,prefill
     python scripts/bench_step.py --model demo --scale 0.01    # a smoke test on a CPU
 
 Cases: `decode` steps at fixed batch sizes, `prefill` of long prompts, `trace` of requests that all arrive at once.
 A decode step's time is the interval between collected steps in which every request gained a token, as a user of the
 engine sees it: scheduling, packing, dispatch and collection included. The floor of a step is the bytes of weights and
-of keys and values over the memory bandwidth.
+of keys and values over the memory bandwidth. Of routed experts it counts those that a batch is expected to choose, if
+all are as likely. Batches that the pool cannot hold are left out.
 """
 
 import argparse
@@ -24,6 +26,9 @@ from rich.table import Table
 
 from jaxserve.config import EngineConfig
 from jaxserve.engine.llm import LLM
+from jaxserve.model_directory import resolve_model
+from jaxserve.models.config import ModelConfig
+from jaxserve.models.registry import load_config
 from jaxserve.request import Request, SamplingParams
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,8 +43,9 @@ Figures = dict[str, float | int | str]
 class StepBench:
     """Runs requests of given lengths through one engine and times its steps."""
 
-    def __init__(self, llm: LLM, bandwidth: float) -> None:
+    def __init__(self, llm: LLM, config: ModelConfig, bandwidth: float) -> None:
         self._llm = llm
+        self._config = config
         self._bandwidth = bandwidth
         self._random = random.Random(1000)
         self._runs = 0
@@ -66,6 +72,12 @@ class StepBench:
         if sum(gained for _, gained in steps) != sum(num_out for _, num_out in lengths):
             raise RuntimeError("the engine generated another number of tokens than asked for")
         return steps
+
+    def fits(self, batch: int, num_tokens: int) -> bool:
+        """Whether the pool holds this many sequences of this many tokens, with the hundredth that stays spare."""
+        info = self._llm.info
+        pages = batch * -(-num_tokens // info.page_size)
+        return num_tokens <= info.limits.max_model_len and pages <= 0.98 * info.num_pages
 
     def decode(self, batch: int, num_in: int, num_out: int) -> Figures:
         """The step at a fixed batch."""
@@ -100,8 +112,18 @@ class StepBench:
     def _step_bytes(self, batch: int, context: float) -> float:
         info = self._llm.info
         token_bytes: float = self._llm.core.runner.page_bytes / info.page_size  # type: ignore[attr-defined]
-        weight_bytes = info.num_parameters * jnp.dtype(info.dtype).itemsize
+        idle = self._idle_expert_parameters(batch)
+        weight_bytes = (info.num_parameters - idle) * jnp.dtype(info.dtype).itemsize
         return weight_bytes + batch * context * token_bytes
+
+    def _idle_expert_parameters(self, batch: int) -> float:
+        """Parameters of the experts that no token of a step is expected to choose."""
+        config, experts = self._config, self._config.experts
+        if experts is None:
+            return 0.0
+        unchosen = (1 - experts.num_experts_per_token / experts.num_experts) ** batch
+        layers = sum(config.has_experts(layer) for layer in range(config.num_layers))
+        return unchosen * layers * experts.num_experts * 3 * config.hidden_size * experts.intermediate_size
 
 
 def main() -> None:
@@ -120,25 +142,27 @@ def main() -> None:
         return max(2, round(n * args.scale)) if args.scale != 1 else n
 
     started = time.perf_counter()
+    config = load_config(resolve_model(args.model))
     llm = LLM.from_config(
         EngineConfig(
             model=args.model,
             load_format="dummy",
             skip_tokenizer_init=True,
-            max_model_len=scaled(args.max_model_len),
+            max_model_len=min(scaled(args.max_model_len), config.context_length),
             enable_prefix_caching=False,
         )
     )
-    bench = StepBench(llm, args.bandwidth)
+    bench = StepBench(llm, config, args.bandwidth)
     results: list[Figures] = [{"case": "start", "seconds": time.perf_counter() - started}]
     cases = args.cases.split(",")
     for batch, num_in, num_out in DECODE_CASES if "decode" in cases else ():
-        if batch > llm.info.max_num_seqs:
+        if batch > llm.info.max_num_seqs or not bench.fits(batch, scaled(num_in) + max(8, scaled(num_out))):
             continue
         results.append(bench.decode(batch, scaled(num_in), max(8, scaled(num_out))))
         print(json.dumps(results[-1]), file=sys.stderr, flush=True)
     if "prefill" in cases:
-        results.append(bench.prefill(PREFILL_CASE[0], scaled(PREFILL_CASE[1])))
+        batch, num_in = PREFILL_CASE
+        results.append(bench.prefill(batch, min(scaled(num_in), llm.info.limits.max_model_len - 1)))
     if "trace" in cases:
         pairs = json.loads(TRACE.read_text())["requests"]
         results.append(bench.trace([(scaled(a), scaled(b)) for a, b in pairs[: scaled(len(pairs))]]))

@@ -19,7 +19,7 @@ HARMLESS_KEYS = frozenset(
     decoder_start_token_id chunk_size_feed_forward unk_token_id cls_token_id mask_token_id is_llama_config
     transformers.js_config unsloth_fixed unsloth_version attn_implementation max_window_layers resid_pdrop embd_pdrop
     hidden_dropout attention_probs_dropout_prob dropout gradient_checkpointing num_logits_to_keep
-    cache_implementation output_router_logits router_aux_loss_coef router_jitter_noise
+    cache_implementation output_router_logits router_aux_loss_coef router_jitter_noise custom_pipelines
     """.split()
 )
 
@@ -65,8 +65,8 @@ class ConfigFile:
         self._taken.add(key)
         return self.values.get(key)
 
-    def integer(self, key: str, default: int | None = None, *, minimum: int = 1) -> int:
-        """An integer of at least `minimum`; without a default the key is required."""
+    def integer(self, key: str, default: int | None = None, *, minimum: int = 1, maximum: int = 2**31 - 1) -> int:
+        """An integer within bounds; without a default the key is required."""
         value = self.get(key)
         if value is None:
             value = default
@@ -74,8 +74,8 @@ class ConfigFile:
             raise self.error(key, "is missing")
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.error(key, f"must be an integer, got {value!r}")
-        if not minimum <= value < 2**31:
-            raise self.error(key, f"must be at least {minimum} and below 2^31, got {value}")
+        if not minimum <= value <= maximum:
+            raise self.error(key, f"must be from {minimum} to {maximum}, got {value}")
         return value
 
     def number(self, key: str, default: float | None = None, *, above: float = 0.0) -> float:

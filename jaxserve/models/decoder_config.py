@@ -25,6 +25,8 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
         "relu": "relu",
     }
 )
+# Bounds on what is listed one by one, far above any model's.
+MAX_LAYERS, MAX_EXPERTS = 4096, 4096
 _LAYER_KINDS: Mapping[str, LayerKind] = MappingProxyType({"full_attention": "global", "sliding_attention": "local"})
 
 
@@ -87,7 +89,7 @@ def read_decoder(file: ConfigFile, keys: DecoderKeys) -> ModelConfig:
         architecture=file.values["architectures"][0],
         vocab_size=vocab_size,
         hidden_size=hidden_size,
-        num_layers=file.integer(keys.num_layers),
+        num_layers=file.integer(keys.num_layers, maximum=MAX_LAYERS),
         num_query_heads=num_query_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,

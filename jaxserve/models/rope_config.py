@@ -99,7 +99,8 @@ def _read_one(
     kind = _kind(scaling)
     theta = _within_or_beside(file, scaling, "rope_theta", keys.theta, keys.default_theta)
     partial = _within_or_beside(file, scaling, "partial_rotary_factor", keys.partial, keys.default_partial)
-    rotary_dim = int(head_dim * partial)
+    # Compared before it is rounded: what is too large may not fit an integer.
+    rotary_dim = int(head_dim * partial) if partial <= 1.0 else head_dim + 1
     if not 2 <= rotary_dim <= head_dim or rotary_dim % 2:
         raise file.error(
             keys.partial, f"makes {rotary_dim} of {head_dim} dimensions rotate; that must be an even number"
@@ -117,14 +118,20 @@ def _read_one(
     return config, rotary_dim
 
 
-def _within_or_beside(file: ConfigFile, scaling: ConfigFile, key: str, outer_key: str, default: float) -> float:
-    """A number that stands within the object of settings, or beside it; both must agree."""
-    outer = file.number(outer_key, default)
-    if key not in scaling.values:
-        return outer
+def _within_or_beside(file: ConfigFile, scaling: ConfigFile, key: str, family_key: str, default: float) -> float:
+    """A number that stands within the object of settings, or beside it under the family's name or the common one.
+
+    Some versions of transformers wrote it more than once. All must agree.
+    """
+    names = [name for name in dict.fromkeys((family_key, key)) if file.get(name) is not None]
+    values = [file.number(name) for name in names]
+    if len(set(values)) > 1:
+        raise file.error(key, f"is {values[1]}, but {family_key} is {values[0]}")
+    if scaling.get(key) is None:
+        return values[0] if values else default
     inner = scaling.number(key)
-    if file.get(outer_key) is not None and inner != outer:
-        raise scaling.error(key, f"is {inner}, but {outer_key} is {outer}")
+    if values and inner != values[0]:
+        raise scaling.error(key, f"is {inner}, but {names[0]} is {values[0]}")
     return inner
 
 

@@ -162,6 +162,10 @@ def test_window_as_long_as_the_context_is_none(tmp_path: Path, window: int | Non
 def test_gpt_neox_rotates_a_quarter_of_each_head_unless_told_otherwise(tmp_path: Path) -> None:
     assert _load(tmp_path, "GPTNeoXForCausalLM", SIZES).rotary_dim == 2
     assert _load(tmp_path, "GPTNeoXForCausalLM", SIZES, rotary_pct=1.0, rotary_emb_base=500).rotary_dim is None
+    # Some versions of transformers wrote each under two names.
+    twice = {"rotary_pct": 0.5, "partial_rotary_factor": 0.5, "rotary_emb_base": 500, "rope_theta": 500}
+    both = _load(tmp_path, "GPTNeoXForCausalLM", SIZES, **twice)
+    assert (both.rotary_dim, both.rope.theta) == (4, 500.0)
     within = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
     new = _load(tmp_path, "GPTNeoXForCausalLM", SIZES, rope_parameters=within)
     assert (new.rotary_dim, new.rope.theta) == (4, 500.0)
@@ -201,6 +205,10 @@ def test_starcoder_has_one_kv_head_unless_told_otherwise(tmp_path: Path) -> None
         ("GPT2LMHeadModel", GPT2, "scale_attn_by_inverse_layer_idx", True),
         ("GPT2LMHeadModel", GPT2, "add_cross_attention", True),
         ("GPTNeoXForCausalLM", SIZES, "rotary_pct", 0.1),
+        ("GPTNeoXForCausalLM", SIZES | {"rotary_emb_base": 500}, "rope_theta", 10000.0),
+        ("InternLMForCausalLM", SIZES, "rope_theta", 500.0),
+        ("InternLMForCausalLM", SIZES, "num_key_value_heads", 2),
+        ("QWenLMHeadModel", SIZES | {"kv_channels": 8}, "rope_scaling", {"type": "linear", "factor": 2.0}),
         ("FalconForCausalLM", SIZES, "alibi", True),
         ("FalconForCausalLM", SIZES, "new_decoder_architecture", True),
         ("FalconForCausalLM", SIZES, "parallel_attn", False),

@@ -13,6 +13,7 @@ from jaxserve.layers.rope import rope_table
 from jaxserve.models.checkpoint.safetensors_file import SafetensorsFile
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import load_config
+from tests.support.recorded_models import CASES, DATA
 
 KEYS = (
     "architectures vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
@@ -22,7 +23,8 @@ KEYS = (
 ).split()
 ROPE_KEYS = (
     "rope_type type rope_theta factor original_max_position_embeddings low_freq_factor high_freq_factor "
-    "attention_factor beta_fast beta_slow mscale mscale_all_dim truncate partial_rotary_factor unknown"
+    "attention_factor beta_fast beta_slow mscale mscale_all_dim truncate partial_rotary_factor short_factor "
+    "long_factor unknown"
 ).split()
 KINDS = ["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 
@@ -47,15 +49,34 @@ def _check(config: ModelConfig) -> None:
     assert config.head_dim % 2 == 0
     assert all(0 <= token < config.vocab_size for token in config.eos_token_ids)
     assert config.context_length >= config.max_position_embeddings
-    if config.head_dim <= 512:
-        table = rope_table(config.rope, config.head_dim, 8)
-        assert table.shape == (8, 2, config.head_dim // 2)
+    assert config.layer_kinds == () or len(config.layer_kinds) == config.num_layers
+    assert ("local" in config.layer_kinds) == (config.window is not None)
+    rotary_dim = config.rotary_dim or config.head_dim
+    assert 2 <= rotary_dim <= config.head_dim
+    for rope in (config.rope, config.local_rope):
+        if rope is not None and config.positions == "rope" and rotary_dim <= 512:
+            assert rope_table(rope, rotary_dim, 8).shape == (8, 2, rotary_dim // 2)
 
 
 @fuzz
 @given(changes=st.dictionaries(st.sampled_from(KEYS), values, max_size=4))
 def test_any_config_is_translated_or_refused(tmp_path: Path, data_dir: Path, changes: dict[str, Any]) -> None:
     config = json.loads((data_dir / "gqa" / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    try:
+        _check(load_config(tmp_path))
+    except CheckpointError as error:
+        assert "config.json: " in str(error)
+
+
+@fuzz
+@given(case=st.sampled_from(CASES), data=st.data())
+def test_any_config_of_any_family_is_translated_or_refused(tmp_path: Path, case: str, data: st.DataObject) -> None:
+    config = json.loads((DATA / case / "config.json").read_text())
+    keys = st.sampled_from([key for key in config if key != "architectures"])
+    config |= data.draw(st.dictionaries(keys, values, max_size=3))
+    for key in data.draw(st.lists(keys, max_size=2)):
+        config.pop(key, None)
     (tmp_path / "config.json").write_text(json.dumps(config))
     try:
         _check(load_config(tmp_path))

@@ -51,8 +51,9 @@ def test_each_device_is_given_its_part_and_not_the_whole(converted: Path) -> Non
     assert [shard.data.shape for shard in gate_up.addressable_shards] == [(2, 16, 32)] * 4
 
 
-@pytest.mark.parametrize("case", ["sharded", "tied", "bias"])
-def test_sharded_tied_and_biased_checkpoints_convert(case: str, data_dir: Path, tmp_path: Path) -> None:
+# gpt2 names its tensors without a prefix and lays matrices inputs first; mixtral has tensors for each expert.
+@pytest.mark.parametrize("case", ["sharded", "tied", "bias", "gpt2", "gpt_neox", "mixtral"])
+def test_checkpoints_of_every_layout_convert(case: str, data_dir: Path, tmp_path: Path) -> None:
     convert(data_dir / case, tmp_path / "out")
     mesh = make_mesh(1)
     restored, loaded = (

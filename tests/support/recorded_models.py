@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxserve import LLM, RequestOutput, SamplingParams
+from jaxserve.models.registry import load_config
 from jaxserve.request import RequestUpdate
 from jaxserve.step import Runner, StepHandle, StepPlan
 
@@ -84,7 +85,7 @@ def recorded_llm(case: str, compilation_cache_dir: Path, **settings: Any) -> LLM
         str(DATA / case),
         **{
             "dtype": "float32",
-            "max_model_len": MAX_MODEL_LEN,
+            "max_model_len": min(MAX_MODEL_LEN, load_config(DATA / case).context_length),
             "page_size": 4,
             "max_num_seqs": 4,
             "max_num_batched_tokens": 4,

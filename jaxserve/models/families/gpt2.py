@@ -43,9 +43,10 @@ _WEIGHTS = WeightMap(
 # How other programs compute or train it; softmax is always computed in float32 here.
 _HARMLESS = frozenset(
     """
-    n_ctx attn_pdrop reorder_and_upcast_attn summary_type summary_use_proj summary_activation summary_proj_to_labels
-    summary_first_dropout attention_softmax_in_fp32 scale_attention_softmax_in_fp32 inference_runner max_batch_size
-    pad_key_length pre_allocate_kv_cache validate_runner_input
+    n_ctx n_special predict_special_tokens attn_pdrop reorder_and_upcast_attn summary_type summary_use_proj
+    summary_activation summary_proj_to_labels summary_first_dropout attention_softmax_in_fp32
+    scale_attention_softmax_in_fp32 inference_runner max_batch_size pad_key_length pre_allocate_kv_cache
+    validate_runner_input
     """.split()
 )
 

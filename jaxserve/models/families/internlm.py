@@ -27,7 +27,7 @@ _INTERNLM_CONTEXT = 16384
 def _read_internlm(file: ConfigFile) -> ModelConfig:
     """InternLM 1 keeps its rotary settings in `rotary`; left out, they are dynamic scaling from a base of 10000."""
     bias = file.boolean("bias", True)
-    config = read_decoder(file, DecoderKeys(num_kv_heads=None))
+    config = read_decoder(file, DecoderKeys(num_kv_heads=None, rope=None))
     values = file.get("rotary")
     if values is not None and not isinstance(values, dict):
         raise file.error("rotary", f"must be an object, got {values!r}")

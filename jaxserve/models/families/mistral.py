@@ -4,7 +4,14 @@ from dataclasses import replace
 
 from jaxserve.models.config import ExpertsConfig, LayerKind, ModelConfig
 from jaxserve.models.config_file import ConfigFile
-from jaxserve.models.decoder_config import DecoderKeys, check_experts, read_decoder, read_layer_kinds, with_window
+from jaxserve.models.decoder_config import (
+    MAX_EXPERTS,
+    DecoderKeys,
+    check_experts,
+    read_decoder,
+    read_layer_kinds,
+    with_window,
+)
 from jaxserve.models.family import ModelFamily
 from jaxserve.models.rope_config import RopeKeys
 from jaxserve.models.weight_map import WeightMap
@@ -34,7 +41,7 @@ def _read_mixtral(file: ConfigFile) -> ModelConfig:
     window = None if file.get("sliding_window") is None else file.integer("sliding_window")
     default: list[LayerKind] = ["local" if window else "global"] * config.num_layers
     experts = ExpertsConfig(
-        num_experts=file.integer("num_local_experts", 8),
+        num_experts=file.integer("num_local_experts", 8, maximum=MAX_EXPERTS),
         num_experts_per_token=file.integer("num_experts_per_tok", 2),
         intermediate_size=config.intermediate_size,
     )

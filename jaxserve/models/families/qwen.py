@@ -4,7 +4,14 @@ from dataclasses import replace
 
 from jaxserve.models.config import ExpertsConfig, LayerKind, ModelConfig
 from jaxserve.models.config_file import ConfigFile
-from jaxserve.models.decoder_config import DecoderKeys, check_experts, read_decoder, read_layer_kinds, with_window
+from jaxserve.models.decoder_config import (
+    MAX_EXPERTS,
+    DecoderKeys,
+    check_experts,
+    read_decoder,
+    read_layer_kinds,
+    with_window,
+)
 from jaxserve.models.family import ModelFamily
 from jaxserve.models.weight_map import WeightMap
 
@@ -31,7 +38,7 @@ def _read_qwen3_moe(file: ConfigFile) -> ModelConfig:
     if not isinstance(dense, list) or any(not isinstance(i, int) for i in dense):
         raise file.error("mlp_only_layers", f"must be a list of numbers of layers, got {dense!r}")
     experts = ExpertsConfig(
-        num_experts=file.integer("num_experts", file.integer("num_local_experts", 128)),
+        num_experts=file.integer("num_experts", file.integer("num_local_experts", 128), maximum=MAX_EXPERTS),
         num_experts_per_token=file.integer("num_experts_per_tok", 8),
         intermediate_size=file.integer("moe_intermediate_size"),
         normalize_weights=file.boolean("norm_topk_prob", False),

@@ -44,6 +44,8 @@ def _read_config(file: ConfigFile) -> ModelConfig:
     if config.intermediate_size % 2:
         raise file.error("intermediate_size", f"is {config.intermediate_size}; it must be even")
     rope = config.rope
+    if rope.kind != "default":
+        raise file.error("rope_scaling", f"is of kind {rope.kind}; Qwen 1 scales by use_dynamic_ntk only")
     if file.boolean("use_dynamic_ntk", True):
         rope = replace(rope, kind="dynamic_qwen", original_max_position_embeddings=seq_length)
     return replace(
