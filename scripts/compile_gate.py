@@ -55,12 +55,12 @@ NUM_LAYERS = 4
 MODEL = ModelConfig(
     architecture="LlamaForCausalLM",
     vocab_size=8192,
-    hidden_size=1024,
+    hidden_size=4096,
     num_layers=NUM_LAYERS,
     num_query_heads=32,
     num_kv_heads=8,
     head_dim=128,
-    intermediate_size=2048,
+    intermediate_size=14336,
 )
 # (tokens, decode only, sampler) of the buckets that are compiled.
 STEPS = (
@@ -220,7 +220,8 @@ def check_step(mesh: Mesh, bucket: Bucket) -> list[str]:
     stream = re.escape(f"bf16[{bucket.num_tokens},{MODEL.hidden_size}]{{1,0}}")
     norms = [line for line in calls if re.search(rf"= \({stream}, {stream}\)", line)]
     sampling = [line for line in calls if f"f32[{bucket.num_seqs},{MODEL.vocab_size}]" in line]
-    attention = [line for line in calls if line not in norms and line not in sampling]
+    products = [line for line in calls if re.search(rf"= \w+\[\d,{bucket.num_tokens},\d+\]{{2,1,0}} custom", line)]
+    attention = [line for line in calls if line not in (*norms, *sampling, *products)]
     print(
         f"{bucket}: {len(thunks)} thunks, {len(calls)} Triton calls, {memory.temp_size_in_bytes} bytes of temporaries"
     )
@@ -236,6 +237,8 @@ def check_step(mesh: Mesh, bucket: Bucket) -> list[str]:
         problems.append(f"not one command buffer, but {[line[5:40].strip() for line in outside[:8]]}")
     if len(attention) != NUM_LAYERS * (1 if bucket.decode_only else 3):
         problems.append(f"{len(attention)} calls of attention in {NUM_LAYERS} layers")
+    if len(products) != (3 * NUM_LAYERS if bucket.num_tokens <= 32 else 0):
+        problems.append(f"{len(products)} products of few rows in {NUM_LAYERS} layers")
     if len(norms) != 2 * NUM_LAYERS:
         problems.append(f"{len(norms)} sums with their norms in {NUM_LAYERS} layers")
     if len(sampling) != (SAMPLER_KERNELS if bucket.sampler is SamplerKind.FULL else 0):

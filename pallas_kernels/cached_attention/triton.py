@@ -41,13 +41,14 @@ def cached_attention_triton(
 def decode_work(seq_lens: jax.Array, window: int | None, max_keys: int, config: DecodeConfig, slots: int) -> jax.Array:
     """The work list [items, WORK_FIELDS] of `decode_kernel` for [S] sequences of one query each.
 
-    The keys written before this step are cut into chunks that run at the same time: as small as they can be while
-    there are no more of them than fill the card `slots` programs at a time, in as many rounds as there must be. So one
-    long sequence is spread over many programs while short ones take one each, and no round is left half empty. The
-    chunks of one sequence are of equal size, and every sequence has at least one, padding too.
+    The keys written before this step are cut into chunks: as small as they can be while no more of them are made than
+    fill the card, `slots` programs at a time. So one long sequence is spread over many programs while short ones take
+    one each, and no round is left half empty. Where the sequences alone are more than that, half as many chunks are
+    made besides, so that the longest do not run on alone at the end. The chunks of one sequence are of equal size, and
+    every sequence has at least one, padding too.
     """
     num_seqs = seq_lens.shape[0]
-    num_items = slots * -(-num_seqs // slots)
+    num_items = slots if num_seqs <= slots else num_seqs + num_seqs // 2
     last = seq_lens - 1
     old = jnp.maximum(last if window is None else jnp.minimum(last, window - 1), 0)
     sizes = np.array(_chunk_sizes(config.block_n, config.min_chunk, max_keys), np.int32)
