@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
 """Compiles the kernels and the real step for an H200, without a GPU, and fails where the result is not what it must be.
 
-    uv run --with jax-triton==0.4.1 --with jax-cuda13-plugin==0.11.2 --with jax-cuda13-pjrt==0.11.2 \\
-        --with nvidia-cuda-nvcc --with nvidia-nvvm scripts/compile_gate.py
+    UV_PROJECT_ENVIRONMENT=.venv-gate uv run --group gate scripts/compile_gate.py
 
 Kernels: no register spilled to memory; wgmma, Hopper's matrix instruction, in the prefill kernel of 16-bit inputs; keys
 and values fetched ahead by cp.async. The sampler: no second array as large as the logits. Steps: all of the KV pool
 written in place and none of it copied, everything in one command buffer (CUDA graph), no sort and no loop, the kernels'
 work laid out once and not in each layer. There is no autotuning in it, so it says nothing of which matrix kernels the
-GPU would choose. Takes about a minute.
+GPU would choose. Takes about two minutes.
 """
 
 import os
