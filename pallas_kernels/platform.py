@@ -36,3 +36,9 @@ def triton_can_run() -> bool:
     device = jax.devices()[0]
     is_cuda = device.platform == "gpu" and "rocm" not in device.client.platform_version.lower()
     return is_cuda and find_spec("jax_triton") is not None
+
+
+@cache
+def is_hopper() -> bool:
+    """Whether the first device is an NVIDIA GPU of compute capability 9.0, an H100 or H200."""
+    return getattr(jax.devices()[0], "compute_capability", None) == "9.0"

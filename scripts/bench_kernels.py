@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Times paged attention on a GPU against what its bytes and its products must take, after checking its results.
 
-    python scripts/bench_kernels.py [--check] [--time] [--tune] [--only NAME ...] [--json FILE]
+    python scripts/bench_kernels.py [--check] [--time] [--tune] [--only NAME ...] [--prefill KERNEL ...] [--json FILE]
 
-Without a choice it checks and times. Llama-3-8B's heads, bfloat16, pages of 16 scattered over the pool. A timing is of
-calls chained in one jit, each on a pool of its own so that no keys are found in the cache, and is the median of several
-runs. The floor is the larger of bytes / 4.3 TB/s (copy bandwidth measured on an H200) and flops / 790 TFLOP/s (dense
-products measured there).
+Without a choice it checks and times, prompts by both kernels. Llama-3-8B's heads, bfloat16, pages of 16 scattered over
+the pool. A timing is of calls chained in one jit, each on a pool of its own so that no keys are found in the cache, and
+is the median of several runs. The floor is the larger of bytes / 4.3 TB/s (copy bandwidth measured on an H200) and
+flops / 790 TFLOP/s (dense products measured there).
 """
 
 import argparse
@@ -25,13 +25,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.paged_attention.arg_specs import BATCHES, BENCHMARK_BATCHES, HEADS, BatchSpec, HeadSpec
-from pallas_kernels.paged_attention.config import DecodeConfig, PrefillConfig, decode_config
+from pallas_kernels.paged_attention.config import (
+    DecodeConfig,
+    MosaicPrefillConfig,
+    PrefillConfig,
+    decode_config,
+    mosaic_prefill_config,
+)
 from pallas_kernels.paged_attention.reference import paged_attention_reference
 from pallas_kernels.paged_attention.triton import paged_attention_triton
 
 BYTES_PER_SECOND = 4.3e12
 FLOPS_PER_SECOND = 790e12
 MODEL = "llama-3-8b"
+KERNELS = ("triton", "mosaic_gpu")
 # Largest error over largest value. 16-bit weights of the softmax lose what 16-bit outputs lose again.
 TOLERANCE = {"bfloat16": 1e-2, "float16": 2e-3, "float32": 1e-5}
 
@@ -55,6 +62,13 @@ DECODE_CANDIDATES = [
 PREFILL_CANDIDATES = [
     PrefillConfig(*sizes)
     for sizes in [(128, 64, 8, 3), (128, 64, 8, 5), (128, 128, 8, 3), (64, 64, 4, 3), (64, 64, 4, 5), (64, 128, 4, 3)]
+]
+MOSAIC_CANDIDATES = [
+    *(
+        MosaicPrefillConfig(*sizes)
+        for sizes in [(2, 128, 2), (1, 128, 2), (4, 128, 2), (2, 64, 4), (4, 64, 4), (2, 64, 3)]
+    ),
+    MosaicPrefillConfig(2, 128, 2, persistent=False),
 ]
 
 
@@ -107,17 +121,23 @@ def floor_seconds(heads: HeadSpec, spec: BatchSpec, itemsize: int = 2) -> tuple[
     return max(num_bytes / BYTES_PER_SECOND, flops / FLOPS_PER_SECOND), num_bytes, flops
 
 
-def check_case(heads_name: str, batch_name: str, dtype: str, page_size: int) -> dict[str, Any]:
+def prefill_config_of(kernel: str, heads: HeadSpec, page_size: int, dtype: str) -> MosaicPrefillConfig | None:
+    """None leaves prompts to Triton."""
+    return mosaic_prefill_config(heads.group, heads.head_dim, page_size, dtype) if kernel == "mosaic_gpu" else None
+
+
+def check_case(kernel: str, heads_name: str, batch_name: str, dtype: str, page_size: int) -> dict[str, Any]:
     """The largest error of the kernels against the reference in float32, over the last rows of each sequence."""
     heads = HEADS[heads_name]
     spec = {**BATCHES, **BENCHMARK_BATCHES}[batch_name]
     batch = lay_out(spec, page_size)
     q, (pool,) = random_arrays(heads, batch, page_size, dtype, 1)
     scale = heads.head_dim**-0.5
+    prefill = prefill_config_of(kernel, heads, page_size, dtype)
     metadata = (batch.page_table, batch.query_start_loc, batch.seq_lens)
 
     def run(q: jax.Array, pool: jax.Array, *metadata: jax.Array) -> jax.Array:
-        return paged_attention_triton(q, pool, *metadata, scale=scale, decode_only=batch.decode_only)
+        return paged_attention_triton(q, pool, *metadata, scale=scale, decode_only=batch.decode_only, prefill=prefill)
 
     out = np.asarray(jax.jit(run)(q, pool, *metadata), np.float32)
     # The reference gathers keys for each query: some rows of each sequence are all that fits.
@@ -129,6 +149,7 @@ def check_case(heads_name: str, batch_name: str, dtype: str, page_size: int) -> 
     right = np.asarray(right)
     error = float(np.abs(out[rows] - right).max() / np.abs(right).max())
     return {
+        "prefill": kernel,
         "heads": heads_name,
         "batch": batch_name,
         "dtype": dtype,
@@ -138,11 +159,19 @@ def check_case(heads_name: str, batch_name: str, dtype: str, page_size: int) -> 
     }
 
 
-def check_cases() -> list[tuple[str, str, str, int]]:
-    cases = [(heads, batch, "bfloat16", 16) for heads in HEADS for batch in ("decode", "mixed")]
-    cases += [(MODEL, batch, "bfloat16", 16) for batch in (*BATCHES, *BENCHMARK_BATCHES)]
-    cases += [(heads, "mixed", "float32", 16) for heads in ("demo", MODEL, "phi-2", "gemma-2-9b")]
-    cases += [(MODEL, "mixed", "float16", size) for size in (8, 16, 64, 256)]
+def check_cases(kernels: Sequence[str], only: Sequence[str]) -> list[tuple[str, str, str, str, int]]:
+    cases = []
+    if "triton" in kernels:
+        cases += [("triton", heads, batch, "bfloat16", 16) for heads in HEADS for batch in ("decode", "mixed")]
+        cases += [("triton", MODEL, batch, "bfloat16", 16) for batch in (*BATCHES, *only)]
+        cases += [("triton", heads, "mixed", "float32", 16) for heads in ("demo", MODEL, "phi-2", "gemma-2-9b")]
+        cases += [("triton", MODEL, "mixed", "float16", size) for size in (8, 16, 64, 256)]
+    if "mosaic_gpu" in kernels:
+        batches = (*BATCHES, *(name for name in only if not name.startswith("decode")))
+        cases += [("mosaic_gpu", MODEL, batch, "bfloat16", 16) for batch in batches if batch != "decode"]
+        for heads in ("demo", "llama-2-7b", "smollm-135m", "multi-query"):
+            cases += [("mosaic_gpu", heads, batch, "bfloat16", 16) for batch in ("mixed", "chunk-after-context")]
+        cases += [("mosaic_gpu", MODEL, "mixed", "float16", size) for size in (16, 64, 256)]
     return list(dict.fromkeys(cases))
 
 
@@ -232,12 +261,16 @@ def format_row(row: dict[str, Any]) -> str:
     )
 
 
-def run_checks() -> list[dict[str, Any]]:
+def run_checks(kernels: Sequence[str], only: Sequence[str]) -> list[dict[str, Any]]:
+    results = []
     with ThreadPoolExecutor(8) as threads:
-        results = list(threads.map(lambda case: check_case(*case), check_cases()))
-    for r in results:
-        mark = "ok  " if r["ok"] else "FAIL"
-        print(f"{mark} {r['relative_error']:.1e} {r['heads']:14} {r['batch']:20} {r['dtype']:9} page {r['page_size']}")
+        for r in threads.map(lambda case: check_case(*case), check_cases(kernels, only)):
+            results.append(r)
+            print(
+                f"{'ok  ' if r['ok'] else 'FAIL'} {r['relative_error']:.1e} {r['prefill']:10} {r['heads']:14} "
+                f"{r['batch']:20} {r['dtype']:9} page {r['page_size']}",
+                flush=True,
+            )
     return results
 
 
@@ -247,6 +280,7 @@ def main() -> int:
     parser.add_argument("--time", action="store_true", help="time the shapes with the configs in use")
     parser.add_argument("--tune", action="store_true", help="time candidate configs")
     parser.add_argument("--only", nargs="+", default=list(BENCHMARK_BATCHES), choices=list(BENCHMARK_BATCHES))
+    parser.add_argument("--prefill", nargs="+", default=list(KERNELS), choices=KERNELS, help="what computes prompts")
     parser.add_argument("--json", type=Path, help="write all results here")
     args = parser.parse_args()
     if not (args.check or args.time or args.tune):
@@ -256,23 +290,34 @@ def main() -> int:
     report: dict[str, Any] = {"device": device, "versions": versions}
     print(device, versions, flush=True)
     if args.check:
-        report["checks"] = run_checks()
+        report["checks"] = run_checks(args.prefill, args.only)
     if args.time:
-        report["timings"] = [row for name in args.only for row in time_batch(name, [{}])]
+        report["timings"] = [row for name in args.only for row in time_batch(name, in_use(name, args.prefill))]
     if args.tune:
-        report["candidates"] = [row for name in args.only for row in time_batch(name, candidates(name))]
+        report["candidates"] = [row for name in args.only for row in time_batch(name, candidates(name, args.prefill))]
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0 if all(r["ok"] for r in report.get("checks", [])) else 1
 
 
-def candidates(name: str) -> list[dict[str, Any]]:
+def in_use(name: str, kernels: Sequence[str]) -> list[dict[str, Any]]:
+    """The configs in use, of each kernel that can compute the batch's prompts."""
+    if name.startswith("decode"):
+        return [{}]
+    heads = HEADS[MODEL]
+    mosaic = {"prefill": mosaic_prefill_config(heads.group, heads.head_dim, 16, jnp.bfloat16)}
+    return [{} if kernel == "triton" else mosaic for kernel in kernels]
+
+
+def candidates(name: str, kernels: Sequence[str]) -> list[dict[str, Any]]:
     if name.startswith("decode"):
         return [{"decode": config} for config in DECODE_CANDIDATES]
-    return [
-        {"prefill": config, "decode": decode_config(HEADS[MODEL].head_dim, HEADS[MODEL].group, jnp.bfloat16, 1)}
-        for config in PREFILL_CANDIDATES
+    configs = [
+        *(PREFILL_CANDIDATES if "triton" in kernels else []),
+        *(MOSAIC_CANDIDATES if "mosaic_gpu" in kernels else []),
     ]
+    decode = decode_config(HEADS[MODEL].head_dim, HEADS[MODEL].group, jnp.bfloat16, 1)
+    return [{"prefill": config, "decode": decode} for config in configs]
 
 
 if __name__ == "__main__":

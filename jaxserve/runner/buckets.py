@@ -72,7 +72,7 @@ class Buckets:
         if split_decode:
             spans[True] = (1, max_num_seqs)
         coarse = {decode_only: _geometric(*span, growth) for decode_only, span in spans.items()}
-        self._counts = {d: _with_steps_between(counts, d) if fine else counts for d, counts in coarse.items()}
+        self._counts = {d: _with_steps_between(counts) if fine else counts for d, counts in coarse.items()}
 
         def bucket(tokens: int, kind: SamplerKind, decode_only: bool) -> Bucket:
             return Bucket(
@@ -136,11 +136,11 @@ def _geometric(first: int, last: int, growth: int) -> list[int]:
     return [*counts, last]
 
 
-def _with_steps_between(counts: list[int], decode_only: bool) -> list[int]:
-    """More counts in each gap from FINE_FROM on: three, one from FINE_TO on; seven for the large steps of decodes."""
+def _with_steps_between(counts: list[int]) -> list[int]:
+    """Three more counts in each gap from FINE_FROM on, and one in each from FINE_TO on."""
     between: list[int] = []
     for low, high in zip(counts, counts[1:], strict=False):
         if low >= FINE_FROM:
-            parts = 8 if decode_only and low >= 2 * FINE_FROM else 4 if low < FINE_TO else 2
+            parts = 4 if low < FINE_TO else 2
             between += [low + (high - low) * i // parts for i in range(1, parts)]
     return sorted({*counts, *between})

@@ -3,8 +3,13 @@
 import jax
 
 from pallas_kernels.cached_attention.reference import cached_attention_reference
-from pallas_kernels.paged_attention.api import ScoreOptions, check_scores, pick_attention
-from pallas_kernels.platform import Implementation
+from pallas_kernels.paged_attention.api import (
+    AttentionImplementation,
+    ScoreOptions,
+    check_scores,
+    pick_attention,
+    pick_prefill,
+)
 
 
 def cached_attention(
@@ -21,7 +26,7 @@ def cached_attention(
     soft_cap: float | None = None,
     alibi_slopes: jax.Array | None = None,
     decode_only: bool = False,
-    implementation: Implementation | None = None,
+    implementation: AttentionImplementation | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Rotate a step's queries and keys, write its keys and values into the pool, and attend over the pool.
 
@@ -44,7 +49,7 @@ def cached_attention(
         soft_cap: c in c * tanh(s / c); None leaves scores as they are.
         alibi_slopes: [K, G] float32; None adds nothing.
         decode_only: promises that T == S and row i is the one query of sequence i, or padding.
-        implementation: `reference`, `triton`, or None for the best that can run.
+        implementation: `reference`, `triton`, `mosaic_gpu`, or None for the best that can run.
 
     Returns:
         [T, K, G, H] in qkv's dtype, padding rows finite and of no meaning; and kv_pages with the step's tokens.
@@ -70,4 +75,5 @@ def cached_attention(
     # Loaded only here: jax_triton is not needed where the reference runs.
     from pallas_kernels.cached_attention.triton import cached_attention_triton
 
-    return cached_attention_triton(*arguments, **options, decode_only=decode_only)
+    prefill = pick_prefill(implementation, rows - 2, kv_pages, options)
+    return cached_attention_triton(*arguments, **options, decode_only=decode_only, prefill=prefill)

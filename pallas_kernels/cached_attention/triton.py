@@ -9,8 +9,9 @@ from jax_triton import triton_call  # type: ignore[import-not-found, import-unty
 
 from pallas_kernels.cached_attention import kernels
 from pallas_kernels.paged_attention import ScoreOptions
-from pallas_kernels.paged_attention.config import DecodeConfig, decode_config, padded_head_dim
-from pallas_kernels.paged_attention.triton import LOG2_E, assign, paged_attention_triton
+from pallas_kernels.paged_attention.config import DecodeConfig, MosaicPrefillConfig, decode_config, padded_head_dim
+from pallas_kernels.paged_attention.triton import LOG2_E, paged_attention_triton
+from pallas_kernels.paged_attention.work import assign
 from pallas_kernels.platform import PTX_VERSION
 
 WORK_FIELDS = 8  # so that an item lies in one sector of the memory; the last two are unused
@@ -29,26 +30,27 @@ def cached_attention_triton(
     *,
     decode_only: bool = False,
     decode: DecodeConfig | None = None,
+    prefill: MosaicPrefillConfig | None = None,
     **options: Unpack[ScoreOptions],
 ) -> tuple[jax.Array, jax.Array]:
-    """See `cached_attention`. `decode` overrides the tile sizes of the decode kernel, for tuning."""
+    """See `cached_attention`. `decode` overrides the tile sizes of the decode kernel, `prefill` the prefill kernel."""
     if decode_only:
         return _decode(qkv, cos_sin, kv_pages, page_table, seq_lens, decode, options)
     q, kv_pages = _rotate_and_write(qkv, cos_sin, kv_pages, slot_mapping)
-    return paged_attention_triton(q, kv_pages, page_table, query_start_loc, seq_lens, **options), kv_pages
+    out = paged_attention_triton(q, kv_pages, page_table, query_start_loc, seq_lens, **options, prefill=prefill)
+    return out, kv_pages
 
 
 def decode_work(seq_lens: jax.Array, window: int | None, max_keys: int, config: DecodeConfig, slots: int) -> jax.Array:
     """The work list [items, WORK_FIELDS] of `decode_kernel` for [S] sequences of one query each.
 
-    The keys written before this step are cut into chunks: as small as they can be while no more of them are made than
-    fill the card, `slots` programs at a time. So one long sequence is spread over many programs while short ones take
-    one each, and no round is left half empty. Where the sequences alone are more than that, half as many chunks are
-    made besides, so that the longest do not run on alone at the end. The chunks of one sequence are of equal size, and
-    every sequence has at least one, padding too.
+    The keys written before this step are cut into chunks that run at the same time: as small as they can be while
+    there are no more of them than fill the card `slots` programs at a time, in as many rounds as there must be. So one
+    long sequence is spread over many programs while short ones take one each, and no round is left half empty. The
+    chunks of one sequence are of equal size, and every sequence has at least one, padding too.
     """
     num_seqs = seq_lens.shape[0]
-    num_items = slots if num_seqs <= slots else num_seqs + num_seqs // 2
+    num_items = slots * -(-num_seqs // slots)
     last = seq_lens - 1
     old = jnp.maximum(last if window is None else jnp.minimum(last, window - 1), 0)
     sizes = np.array(_chunk_sizes(config.block_n, config.min_chunk, max_keys), np.int32)

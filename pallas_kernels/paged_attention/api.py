@@ -1,12 +1,18 @@
 """The public operation: checks its arguments and picks an implementation."""
 
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.paged_attention.config import MosaicPrefillConfig, mosaic_prefill_config
 from pallas_kernels.paged_attention.reference import paged_attention_reference
-from pallas_kernels.platform import Implementation, pick_implementation
+from pallas_kernels.platform import Implementation, is_hopper, pick_implementation
+
+AttentionImplementation = Implementation | Literal["mosaic_gpu"]
+
+# Whether None may pick the Mosaic GPU kernel for prompts, where it can run.
+MOSAIC_GPU_BY_DEFAULT = False
 
 
 class ScoreOptions(TypedDict):
@@ -30,7 +36,7 @@ def paged_attention(
     soft_cap: float | None = None,
     alibi_slopes: jax.Array | None = None,
     decode_only: bool = False,
-    implementation: Implementation | None = None,
+    implementation: AttentionImplementation | None = None,
 ) -> jax.Array:
     """Causal attention of a ragged batch of queries over paged keys and values.
 
@@ -54,7 +60,9 @@ def paged_attention(
             cap (ALiBi, Press et al. 2022). None adds nothing.
         decode_only: promises that no sequence has more than one query, which spares the Triton kernels a launch.
         implementation: `reference` is plain jax.numpy and runs everywhere; `triton` needs jax_triton and a CUDA GPU
-            (q and kv_pages of one dtype: bfloat16, float16 or float32). None picks the best that can run.
+            (q and kv_pages of one dtype: bfloat16, float16 or float32); `mosaic_gpu` computes prompts by a kernel for
+            Hopper GPUs and single queries by Triton (bfloat16 or float16, head_dim 64 or 128, no window, cap or
+            slopes). None picks the best that can run.
 
     Returns:
         [T, K, G, H] in q's dtype. Padding rows are finite and of no meaning.
@@ -72,15 +80,18 @@ def paged_attention(
     # Loaded only here: jax_triton is not needed where the reference runs.
     from pallas_kernels.paged_attention.triton import paged_attention_triton
 
-    return paged_attention_triton(*arguments, **options, decode_only=decode_only)
+    prefill = pick_prefill(implementation, q.shape[2], kv_pages, options)
+    return paged_attention_triton(*arguments, **options, decode_only=decode_only, prefill=prefill)
 
 
-def pick_attention(asked: Implementation | None, dtype: jnp.dtype, pool_dtype: jnp.dtype) -> Implementation:
-    """What computes attention for queries and a pool of these dtypes.
+def pick_attention(asked: AttentionImplementation | None, dtype: jnp.dtype, pool_dtype: jnp.dtype) -> Implementation:
+    """What computes attention for queries and a pool of these dtypes. `mosaic_gpu` is Triton but for its prompts.
 
     Raises:
         ValueError: the one asked for is unknown, or does not take these dtypes.
     """
+    if asked == "mosaic_gpu":
+        asked = "triton"
     takes_triton = dtype == pool_dtype and dtype in (jnp.bfloat16, jnp.float16, jnp.float32)
     picked = pick_implementation(asked, takes_triton=takes_triton)
     if picked == "triton" and not takes_triton:
@@ -88,6 +99,28 @@ def pick_attention(asked: Implementation | None, dtype: jnp.dtype, pool_dtype: j
             f"triton needs q and kv_pages of one dtype, bfloat16, float16 or float32; got {dtype} and {pool_dtype}"
         )
     return picked
+
+
+def pick_prefill(
+    asked: AttentionImplementation | None, group: int, kv_pages: jax.Array, options: ScoreOptions
+) -> MosaicPrefillConfig | None:
+    """Tiles of the Mosaic GPU kernel if it is to compute prompts, None if Triton is.
+
+    Raises:
+        ValueError: `mosaic_gpu` is asked for and cannot compute these.
+    """
+    if asked not in (None, "mosaic_gpu") or (asked is None and not (MOSAIC_GPU_BY_DEFAULT and is_hopper())):
+        return None
+    page_size, _, head_dim = kv_pages.shape[2:]
+    config = mosaic_prefill_config(group, head_dim, page_size, kv_pages.dtype)
+    if any(options[name] is not None for name in ("window", "soft_cap", "alibi_slopes")):
+        config = None
+    if asked == "mosaic_gpu" and config is None:
+        raise ValueError(
+            "mosaic_gpu takes bfloat16 or float16, head_dim 64 or 128, pages whose size is a power of two from 16, "
+            f"and no window, soft_cap or alibi_slopes; got {kv_pages.dtype}, head_dim {head_dim}, page_size {page_size}"
+        )
+    return config
 
 
 def _check(

@@ -1,4 +1,4 @@
-"""Tile sizes of the Triton kernels for each shape. Heuristics measured on an H200, or reasoned where it says so."""
+"""Tile sizes of the kernels for each shape. Heuristics measured on an H200, or reasoned where it says so."""
 
 from dataclasses import dataclass
 
@@ -51,6 +51,23 @@ class PrefillConfig:
     num_stages: int
 
 
+@dataclass(frozen=True)
+class MosaicPrefillConfig:
+    """How the Mosaic GPU kernel computes prompts.
+
+    Attributes:
+        heads: query heads of one kv head that share a tile of 128 rows; a power of two that divides the group.
+        block_kv: keys a loop iteration.
+        num_stages: blocks of keys, and as many of values, that shared memory holds.
+        persistent: as many programs as the card runs at once walk over all tiles; one for each tile otherwise.
+    """
+
+    heads: int
+    block_kv: int
+    num_stages: int
+    persistent: bool = True
+
+
 def padded_head_dim(head_dim: int) -> int:
     """The power of two that a head is padded to inside the kernels; at least 16, as the tensor cores need."""
     return max(16, 1 << (head_dim - 1).bit_length())
@@ -81,3 +98,17 @@ def prefill_config(num_tokens: int, num_kv_heads: int, group: int, head_dim: int
     if num_tokens * group * num_kv_heads < 128 * NUM_SMS:
         return PrefillConfig(block_m=64, block_n=64, num_warps=4, num_stages=3)
     return PrefillConfig(block_m=128, block_n=128 if padded <= 64 else 64, num_warps=8, num_stages=3)
+
+
+def mosaic_prefill_config(group: int, head_dim: int, page_size: int, dtype: DTypeLike) -> MosaicPrefillConfig | None:
+    """Tiles of the Mosaic GPU kernel, or None where it cannot run. Reasoned, not measured.
+
+    Queries, output, keys and values of all stages fill the 227 KiB of shared memory that a program may have.
+    """
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16) or head_dim not in (64, 128):
+        return None
+    block_kv, num_stages = {64: (128, 3), 128: (128, 2)}[head_dim]
+    # A block is some whole pages, or a whole part of one. Each is a copy of its own, and small ones are too many.
+    if page_size % 16 or (block_kv % page_size and page_size % block_kv):
+        return None
+    return MosaicPrefillConfig(heads=1 if group % 2 else 2, block_kv=block_kv, num_stages=num_stages)

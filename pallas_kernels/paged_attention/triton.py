@@ -17,11 +17,14 @@ from jax_triton import triton_call  # type: ignore[import-not-found, import-unty
 from pallas_kernels.paged_attention import kernels
 from pallas_kernels.paged_attention.config import (
     DecodeConfig,
+    MosaicPrefillConfig,
     PrefillConfig,
     decode_config,
     padded_head_dim,
     prefill_config,
 )
+from pallas_kernels.paged_attention.mosaic_gpu import prefill_mosaic_gpu
+from pallas_kernels.paged_attention.work import assign
 from pallas_kernels.platform import PTX_VERSION
 
 LOG2_E = math.log2(math.e)
@@ -75,29 +78,19 @@ def paged_attention_triton(
     alibi_slopes: jax.Array | None = None,
     decode_only: bool = False,
     decode: DecodeConfig | None = None,
-    prefill: PrefillConfig | None = None,
+    prefill: PrefillConfig | MosaicPrefillConfig | None = None,
 ) -> jax.Array:
-    """See `paged_attention`. `decode` and `prefill` override the tile sizes, for tuning."""
+    """See `paged_attention`. `decode` and `prefill` override the tile sizes, and `prefill` picks its kernel."""
     num_tokens, num_kv_heads, group, head_dim = q.shape
     batch = _Batch(q, kv_pages, page_table, query_start_loc, seq_lens, scale, window, soft_cap, alibi_slopes)
     decode = decode or decode_config(head_dim, group, q.dtype, seq_lens.shape[0])
     if decode_only:
         return _decode(batch, decode, None)
+    if isinstance(prefill, MosaicPrefillConfig):
+        out = prefill_mosaic_gpu(q, kv_pages, page_table, query_start_loc, seq_lens, scale=scale, config=prefill)
+        return _decode(batch, decode, out)
     prefill = prefill or prefill_config(num_tokens, num_kv_heads, group, head_dim, q.dtype)
     return _decode(batch, decode, _prefill(batch, prefill))
-
-
-def assign(counts: jax.Array, num_items: int) -> tuple[jax.Array, jax.Array]:
-    """Lay counts[i] work items of each i side by side: (whose each of num_items is, the first item of each i).
-
-    Items past the last are nobody's and get len(counts). Sums over a square of comparisons rather than cumsum and
-    searchsorted: those are several kernels and a loop in XLA, and a loop cannot be part of a CUDA graph.
-    """
-    index = jnp.arange(counts.shape[0], dtype=jnp.int32)
-    ends = jnp.sum(jnp.where(index[None] <= index[:, None], counts[None], 0), axis=1, dtype=jnp.int32)
-    item = jnp.arange(num_items, dtype=jnp.int32)
-    owner = jnp.sum(ends[None] <= item[:, None], axis=1, dtype=jnp.int32)
-    return owner, ends - counts
 
 
 def _padding_rows(batch: _Batch) -> jax.Array:
