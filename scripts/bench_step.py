@@ -153,27 +153,33 @@ def main() -> None:
         )
     )
     bench = StepBench(llm, config, args.bandwidth)
-    results: list[Figures] = [{"case": "start", "seconds": time.perf_counter() - started}]
-    cases = args.cases.split(",")
-    for batch, num_in, num_out in DECODE_CASES if "decode" in cases else ():
-        if batch > llm.info.max_num_seqs or not bench.fits(batch, scaled(num_in) + max(8, scaled(num_out))):
-            continue
-        results.append(bench.decode(batch, scaled(num_in), max(8, scaled(num_out))))
-        print(json.dumps(results[-1]), file=sys.stderr, flush=True)
-    if "prefill" in cases:
-        batch, num_in = PREFILL_CASE
-        results.append(bench.prefill(batch, min(scaled(num_in), llm.info.limits.max_model_len - 1)))
-    if "trace" in cases:
-        pairs = json.loads(TRACE.read_text())["requests"]
-        results.append(bench.trace([(scaled(a), scaled(b)) for a, b in pairs[: scaled(len(pairs))]]))
+    results: list[Figures] = []
     record = {
         "device": llm.info.device_kind,
         "jax": jax.__version__,
         "model": Path(args.model).name,
         "results": results,
     }
-    if args.output:
-        args.output.write_text(json.dumps(record, indent=2) + "\n")
+
+    def add(result: Figures) -> None:
+        """Keep a result, and write all so far: a run that is cut short has not been for nothing."""
+        results.append(result)
+        print(json.dumps(result), file=sys.stderr, flush=True)
+        if args.output:
+            args.output.write_text(json.dumps(record, indent=2) + "\n")
+
+    add({"case": "start", "seconds": time.perf_counter() - started})
+    cases = args.cases.split(",")
+    if "trace" in cases:
+        pairs = json.loads(TRACE.read_text())["requests"]
+        add(bench.trace([(scaled(a), scaled(b)) for a, b in pairs[: scaled(len(pairs))]]))
+    for batch, num_in, num_out in DECODE_CASES if "decode" in cases else ():
+        if batch > llm.info.max_num_seqs or not bench.fits(batch, scaled(num_in) + max(8, scaled(num_out))):
+            continue
+        add(bench.decode(batch, scaled(num_in), max(8, scaled(num_out))))
+    if "prefill" in cases:
+        batch, num_in = PREFILL_CASE
+        add(bench.prefill(batch, min(scaled(num_in), llm.info.limits.max_model_len - 1)))
     if args.json:
         print(json.dumps(record))
         return

@@ -51,19 +51,21 @@ from pallas_kernels.paged_attention import api  # noqa: E402
 from pallas_kernels.paged_attention.arg_specs import HEADS, HeadSpec  # noqa: E402
 from pallas_kernels.paged_attention.config import mosaic_prefill_config  # noqa: E402
 from pallas_kernels.paged_attention.mosaic_gpu import prefill_mosaic_gpu  # noqa: E402
+from pallas_kernels.residual_norm.api import FEW_ROWS  # noqa: E402
 from pallas_kernels.sampling_floor import sampling_floor  # noqa: E402
 from pallas_kernels.sampling_floor.arg_specs import VOCABULARIES  # noqa: E402
+from pallas_kernels.skinny_matmul import api as skinny_api  # noqa: E402
 
 NUM_LAYERS = 4
 MODEL = ModelConfig(
     architecture="LlamaForCausalLM",
     vocab_size=8192,
-    hidden_size=1024,
+    hidden_size=4096,
     num_layers=NUM_LAYERS,
     num_query_heads=32,
     num_kv_heads=8,
     head_dim=128,
-    intermediate_size=2048,
+    intermediate_size=14336,
 )
 # (tokens, decode only, sampler) of the buckets that are compiled.
 STEPS = (
@@ -242,8 +244,8 @@ class AbstractModel:
         return nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, weights))
 
 
-def check_step(mesh: Mesh, bucket: Bucket, *, mosaic: bool = False) -> list[str]:
-    """What is wrong with the executable of one bucket, its prompts computed by Triton or Mosaic GPU."""
+def check_step(mesh: Mesh, bucket: Bucket, *, mosaic: bool = False, skinny: bool = False) -> list[str]:
+    """What is wrong with the executable of one bucket, with the kernels that are not the default or without."""
     pool = KVPoolSpec(NUM_LAYERS, 30011, 16, MODEL.num_kv_heads, MODEL.head_dim, jnp.dtype("bfloat16"))
     model = AbstractModel(mesh)
     for old in Path(DUMP.name).iterdir():
@@ -253,6 +255,7 @@ def check_step(mesh: Mesh, bucket: Bucket, *, mosaic: bool = False) -> list[str]
         mock.patch.object(platform, "triton_can_run", lambda: True),
         mock.patch.object(api, "is_hopper", lambda: True),
         mock.patch.object(api, "MOSAIC_GPU_BY_DEFAULT", mosaic),
+        mock.patch.object(skinny_api, "SKINNY_BY_DEFAULT", skinny),
     ):
         step: Any = StepCompiler(model, model.weights, mesh, pool, 256, 256).compile(bucket)
     pool_bytes = pool.num_pages * pool.page_bytes
@@ -266,7 +269,8 @@ def check_step(mesh: Mesh, bucket: Bucket, *, mosaic: bool = False) -> list[str]
     stream = re.escape(f"bf16[{bucket.num_tokens},{MODEL.hidden_size}]{{1,0}}")
     norms = [line for line in calls if re.search(rf"= \({stream}, {stream}\)", line)]
     sampling = [line for line in calls if f"f32[{bucket.num_seqs},{MODEL.vocab_size}]" in line]
-    attention = [line for line in calls if line not in norms and line not in sampling]
+    products = [line for line in calls if re.search(rf"= \w+\[\d,{bucket.num_tokens},\d+\]{{2,1,0}} custom", line)]
+    attention = [line for line in calls if line not in (*norms, *sampling, *products)]
     print(
         f"{bucket}: {len(thunks)} thunks, {len(calls)} calls of kernels, "
         f"{memory.temp_size_in_bytes} bytes of temporaries"
@@ -283,7 +287,9 @@ def check_step(mesh: Mesh, bucket: Bucket, *, mosaic: bool = False) -> list[str]
         problems.append(f"not one command buffer, but {[line[5:40].strip() for line in outside[:8]]}")
     if len(attention) != NUM_LAYERS * (1 if bucket.decode_only else 3):
         problems.append(f"{len(attention)} calls of attention in {NUM_LAYERS} layers")
-    if len(norms) != 2 * NUM_LAYERS:
+    if len(products) != (3 * NUM_LAYERS if skinny else 0):
+        problems.append(f"{len(products)} products of few rows in {NUM_LAYERS} layers")
+    if len(norms) != (2 * NUM_LAYERS if skinny or bucket.num_tokens > FEW_ROWS else 0):
         problems.append(f"{len(norms)} sums with their norms in {NUM_LAYERS} layers")
     if len(sampling) != (SAMPLER_KERNELS if bucket.sampler is SamplerKind.FULL else 0):
         problems.append(f"{len(sampling)} calls of kernels in the sampler")
@@ -325,6 +331,7 @@ def main() -> int:
     for step in STEPS:
         if not buckets[step].decode_only:
             problems += check_step(mesh, buckets[step], mosaic=True)
+    problems += check_step(mesh, buckets[1, True, SamplerKind.GREEDY], skinny=True)
     for problem in problems:
         print(f"FAIL {problem}")
     print("compiled as it must" if not problems else f"{len(problems)} problems")

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 import jaxserve
 from jaxserve.config import EngineConfig, SchedulerConfig
 from jaxserve.engine.core import EngineCore
 from jaxserve.engine.messages import EngineInfo
+from jaxserve.engine.pool_size import PoolSizer
 from jaxserve.errors import CheckpointError, ConfigError
 from jaxserve.model_directory import resolve_model
 from jaxserve.models.checkpoint.loader import LoadedModel, load_model
@@ -20,8 +20,7 @@ from jaxserve.models.registry import MODEL_FAMILIES, load_config
 from jaxserve.progress import ProgressCallback, no_progress
 from jaxserve.request import MAX_STOP_TOKEN_IDS, ModelLimits
 from jaxserve.runner.buckets import Buckets
-from jaxserve.runner.kv_pool import CPU_POOL_BYTES, KVPoolSpec, pages_in_memory
-from jaxserve.runner.model_runner import ModelRunner, StepCompiler
+from jaxserve.runner.model_runner import ModelRunner
 from jaxserve.scheduler.scheduler import Scheduler
 from jaxserve.sharding import make_mesh
 from jaxserve.tokenizer import resolve_chat_template
@@ -92,15 +91,6 @@ def build_core(
     scheduler_config = _scheduler_config(config, defaults, max_model_len, unlimited_queue=unlimited_queue)
     mesh = make_mesh(config.tensor_parallel_size)
 
-    loaded = load_model(
-        directory,
-        mesh,
-        dtype=config.dtype,
-        load_format=config.load_format,
-        max_model_len=max_model_len,
-        seed=config.seed,
-        on_progress=lambda done, total: on_progress("Loading weights (MiB)", done >> 20, total >> 20),
-    )
     max_num_seqs = scheduler_config.max_num_seqs
     buckets = Buckets(
         max_num_seqs=max_num_seqs,
@@ -110,7 +100,19 @@ def build_core(
         split_decode=defaults.split_decode,
         fine=defaults.fine_buckets,
     )
-    pool = _size_pool(config, loaded, buckets, max_num_seqs, on_cpu)
+    compiles_later = compile_in_background or not config.compile_ahead
+    sizer = PoolSizer(config, buckets, max_num_seqs, on_cpu=on_cpu, compiles_later=compiles_later)
+    loaded = load_model(
+        directory,
+        mesh,
+        dtype=config.dtype,
+        load_format=config.load_format,
+        max_model_len=max_model_len,
+        seed=config.seed,
+        on_progress=lambda done, total: on_progress("Loading weights (MiB)", done >> 20, total >> 20),
+        on_described=sizer.start,
+    )
+    pool = sizer.size(loaded)
     scheduler_config = replace(scheduler_config, num_pages=pool.num_pages)
     runner = ModelRunner(
         loaded,
@@ -190,43 +192,6 @@ def _num_parameters(config: ModelConfig) -> int:
     """Number of weights in the checkpoint, without the copies and padding that a mesh adds."""
     sources = MODEL_FAMILIES[config.architecture].weights(config, 1)
     return sum(math.prod(tensor.shape) for source in sources.values() for tensor in source.tensors)
-
-
-def _size_pool(
-    config: EngineConfig,
-    loaded: LoadedModel,
-    buckets: Buckets,
-    max_num_seqs: int,
-    on_cpu: bool,
-) -> KVPoolSpec:
-    def spec(num_pages: int) -> KVPoolSpec:
-        model_config = loaded.config
-        return KVPoolSpec(
-            num_layers=model_config.num_layers,
-            num_pages=num_pages,
-            page_size=config.page_size,
-            num_kv_heads=loaded.num_kv_heads,
-            head_dim=model_config.head_dim,
-            dtype=jnp.dtype(loaded.dtype),
-        )
-
-    if config.num_pages is not None:
-        return spec(config.num_pages)
-    page_bytes = spec(1).page_bytes
-    pages_a_sequence = -(-loaded.max_model_len // config.page_size)
-    if on_cpu:
-        return spec(1 + max(pages_a_sequence, min(max_num_seqs * pages_a_sequence, CPU_POOL_BYTES // page_bytes)))
-    compiler = StepCompiler(loaded, loaded.weights, loaded.mesh, spec(2), max_num_seqs, pages_a_sequence)
-    devices = list(loaded.mesh.devices.flat)
-    stats = [device.memory_stats() for device in devices]
-    num_pages = pages_in_memory(
-        page_bytes=page_bytes,
-        num_devices=len(devices),
-        limit_bytes=min(s["bytes_limit"] for s in stats),
-        used_bytes=max(s["bytes_in_use"] for s in stats),
-        step_bytes=compiler.temporary_bytes(buckets.largest),
-    )
-    return spec(num_pages)
 
 
 def _use_compilation_cache(directory: str | None) -> None:

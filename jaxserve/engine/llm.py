@@ -1,5 +1,6 @@
 """LLM: the engine in the calling process, for scripts and batch work."""
 
+import gc
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
@@ -50,6 +51,9 @@ class LLM:
         if directory is not None:
             self._tokenizer = Tokenizer.load(resolve_model(directory), self._info.chat_template)
         self._request_numbers = itertools.count()
+        # What was loaded stays: the garbage collector need not walk through it between steps.
+        gc.collect()
+        gc.freeze()
 
     @property
     def info(self) -> EngineInfo:

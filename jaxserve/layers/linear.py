@@ -1,5 +1,7 @@
 """The matrix products around attention. Matrices lie as in checkpoints, outputs first."""
 
+from typing import Protocol
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -7,7 +9,8 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jaxserve.layers.parameter import abstract_param
-from jaxserve.sharding import constrain
+from jaxserve.sharding import constrain, tensor_parallel_size
+from pallas_kernels.skinny_matmul import skinny_matmul
 
 
 def project(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -15,6 +18,21 @@ def project(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     # Without this a GPU would round float32 inputs to TF32.
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jnp.einsum(subscripts, x, weight, precision=precision)
+
+
+def multiply_in_parts(x: jax.Array, weight: jax.Array, mesh: Mesh) -> jax.Array:
+    """x [T, D] times weight [N, D], as `skinny_matmul` leaves it: [parts, T, N], to be summed over the parts.
+
+    Over several devices it is one part, for jit to partition.
+    """
+    if tensor_parallel_size(mesh) > 1:
+        return project("td,nd->tn", x, weight)[None]
+    return skinny_matmul(x, weight)
+
+
+def sum_parts(parts: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """[parts, T, N] to the product itself [T, N]."""
+    return parts[0] if parts.shape[0] == 1 else jnp.sum(parts, axis=0).astype(dtype)
 
 
 class QKVProjection(nnx.Module):
@@ -45,10 +63,17 @@ class QKVProjection(nnx.Module):
         axes = ("kv_heads", "group", "head_dim")
         self.weight = abstract_param(mesh, (*shape, hidden_size), (*axes, "embed"), dtype)
         self.bias = abstract_param(mesh, shape, axes, dtype) if bias else None
+        self.mesh = mesh
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[T, D] to queries [T, K, G, H], keys [T, K, H] and values [T, K, H]."""
-        out = project("td,kghd->tkgh", x, self.weight[...])
+        weight = self.weight[...]
+        if tensor_parallel_size(self.mesh) > 1:
+            # The heads must stay an axis of their own for jit to split them.
+            out = project("td,kghd->tkgh", x, weight)
+        else:
+            parts = multiply_in_parts(x, weight.reshape(-1, weight.shape[-1]), self.mesh)
+            out = sum_parts(parts, x.dtype).reshape(x.shape[0], *weight.shape[:-1])
         if self.bias is not None:
             out += self.bias[...]
         return out[:, :, :-2], out[:, :, -2], out[:, :, -1]
@@ -85,8 +110,29 @@ class OutputProjection(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, K, G, H] to [T, D], summed over the devices."""
+        out = constrain(sum_parts(self.in_parts(x), x.dtype), self.mesh)
+        return out if self.bias is None else out + self.bias[...]
+
+    def in_parts(self, x: jax.Array) -> jax.Array:
+        """[T, K, G, H] to [parts, T, D], still to be summed over parts and devices, without the bias."""
         # One contracted axis: with three, XLA transposes both sides before the product.
         weight = self.weight[...]
-        out = project("tf,df->td", x.reshape(x.shape[0], -1), weight.reshape(weight.shape[0], -1))
-        out = constrain(out, self.mesh)
-        return out if self.bias is None else out + self.bias[...]
+        return multiply_in_parts(x.reshape(x.shape[0], -1), weight.reshape(weight.shape[0], -1), self.mesh)
+
+
+class MultipliesInParts(Protocol):
+    """A product whose last sum can be left to the reader."""
+
+    bias: nnx.Param[jax.Array] | None
+    mesh: Mesh
+
+    def __call__(self, x: jax.Array) -> jax.Array: ...
+
+    def in_parts(self, x: jax.Array) -> jax.Array: ...
+
+
+def parts_of(product: MultipliesInParts, x: jax.Array) -> jax.Array:
+    """A whole product as [parts, T, D]: several parts only where nothing but their sum is missing."""
+    if product.bias is not None or tensor_parallel_size(product.mesh) > 1:
+        return product(x)[None]
+    return product.in_parts(x)

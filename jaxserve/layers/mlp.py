@@ -7,7 +7,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxserve.layers.linear import project
+from jaxserve.layers.linear import multiply_in_parts, parts_of, project, sum_parts
 from jaxserve.layers.parameter import abstract_param
 from jaxserve.sharding import constrain
 
@@ -65,8 +65,12 @@ class DownProjection(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, F] to [T, D], summed over the devices."""
-        out = constrain(project("tf,df->td", x, self.weight[...]), self.mesh)
+        out = constrain(sum_parts(self.in_parts(x), x.dtype), self.mesh)
         return out if self.bias is None else out + self.bias[...]
+
+    def in_parts(self, x: jax.Array) -> jax.Array:
+        """[T, F] to [parts, T, D], still to be summed over parts and devices, without the bias."""
+        return multiply_in_parts(x, self.weight[...], self.mesh)
 
 
 class UpProjection(nnx.Module):
@@ -118,8 +122,15 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, D] to [T, D]."""
+        return self.down_proj(self._inner(x))
+
+    def in_parts(self, x: jax.Array) -> jax.Array:
+        """[T, D] to [parts, T, D], to be summed over the parts."""
+        return parts_of(self.down_proj, self._inner(x))
+
+    def _inner(self, x: jax.Array) -> jax.Array:
         gate, up = self.gate_up_proj(x)
-        return self.down_proj(activate(gate, self.activation) * up)
+        return activate(gate, self.activation) * up
 
 
 class PlainMLP(nnx.Module):
@@ -150,4 +161,11 @@ class PlainMLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, D] to [T, D]."""
-        return self.down_proj(activate(self.up_proj(x), self.activation))
+        return self.down_proj(self._inner(x))
+
+    def in_parts(self, x: jax.Array) -> jax.Array:
+        """[T, D] to [parts, T, D], to be summed over the parts."""
+        return parts_of(self.down_proj, self._inner(x))
+
+    def _inner(self, x: jax.Array) -> jax.Array:
+        return activate(self.up_proj(x), self.activation)

@@ -112,3 +112,7 @@ class RoutedExperts(nnx.Module):
 
         out: jax.Array = local(x, self.router(x), self.gate_up_proj.weight[...], self.down_proj.weight[...])
         return out
+
+    def in_parts(self, x: jax.Array) -> jax.Array:
+        """[T, D] to [1, T, D], as the other feed-forward layers leave it."""
+        return self(x)[None]

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
+from jaxserve.layers.linear import sum_parts
 from jaxserve.layers.parameter import abstract_param
 from pallas_kernels.residual_norm import NormKind as RMSNormKind
 from pallas_kernels.residual_norm import residual_norm
@@ -93,7 +94,7 @@ def add_and_norm(
 
     Args:
         x: [T, D] the residual stream, whole on every device.
-        delta: [T, D] what is added to it; None adds nothing.
+        delta: [T, D] or [parts, T, D] what is added to it; None adds nothing.
         norm: None leaves the sum as it is.
 
     Returns:
@@ -102,7 +103,7 @@ def add_and_norm(
     if delta is None:
         return x, x if norm is None else norm(x)
     if not isinstance(norm, RMSNorm):
-        x = x + delta
+        x = x + (sum_parts(delta, x.dtype) if delta.ndim == 3 else delta)
         return x, x if norm is None else norm(x)
     fused = partial(residual_norm, eps=norm.eps, kind=norm.kind)
     whole = P()

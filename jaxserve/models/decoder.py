@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from jaxserve.layers.attention import AttentionMetadata, attend
 from jaxserve.layers.embedding import PositionTable, VocabTable
-from jaxserve.layers.linear import OutputProjection, QKVProjection
+from jaxserve.layers.linear import OutputProjection, QKVProjection, parts_of, sum_parts
 from jaxserve.layers.mlp import GatedMLP, PlainMLP
 from jaxserve.layers.moe import RoutedExperts
 from jaxserve.layers.norm import LayerNorm, RMSNorm, WholeNorm, add_and_norm, make_norm
@@ -67,7 +67,7 @@ class SelfAttention(nnx.Module):
     def __call__(
         self, x: jax.Array, positions: TokenPositions, metadata: AttentionMetadata, kv_pages: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """[T, D] and one layer's pages to [T, D] and the pages with the step's tokens in them."""
+        """[T, D] and one layer's pages to [parts, T, D], to be summed, and the pages with the step's tokens in them."""
         q, k, v = self.qkv_proj(x)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -86,7 +86,7 @@ class SelfAttention(nnx.Module):
             soft_cap=self.soft_cap,
             alibi_slopes=positions.alibi_slopes,
         )
-        return self.o_proj(out), kv_pages
+        return parts_of(self.o_proj, out), kv_pages
 
 
 class DecoderLayer(nnx.Module):
@@ -114,6 +114,7 @@ class DecoderLayer(nnx.Module):
         self.mlp_post_norm = norm(after)
         self.parallel = config.parallel_residual
         self.multiplier = config.residual_multiplier
+        self.dtype = param_dtype
 
     def __call__(
         self,
@@ -129,7 +130,7 @@ class DecoderLayer(nnx.Module):
 
         Args:
             x: [T, D] the residual stream.
-            delta: [T, D] what is still to be added to it; None for nothing.
+            delta: [T, D] or [parts, T, D], what is still to be added to it; None for nothing.
             positions: what the tokens get from their positions.
             metadata: where the tokens lie.
             kv_pages: the layer's pages.
@@ -139,16 +140,20 @@ class DecoderLayer(nnx.Module):
         """
         x, normed = add_and_norm(x, delta, self.attention_norm)
         attended, kv_pages = self.self_attn(normed, positions, metadata, kv_pages)
-        attended = self._scaled(attended if self.attention_post_norm is None else self.attention_post_norm(attended))
+        attended = self._finished(attended, self.attention_post_norm)
         if self.parallel:
-            out = self._feed_forward(normed if self.mlp_norm is None else self.mlp_norm(x))
-            return x, attended + out, kv_pages
+            out = self.mlp.in_parts(normed if self.mlp_norm is None else self.mlp_norm(x))
+            out = self._finished(out, self.mlp_post_norm)
+            return x, sum_parts(attended, x.dtype) + sum_parts(out, x.dtype), kv_pages
         x, normed = add_and_norm(x, attended, self.mlp_norm)
-        return x, self._feed_forward(normed), kv_pages
+        return x, self._finished(self.mlp.in_parts(normed), self.mlp_post_norm), kv_pages
 
-    def _feed_forward(self, normed: jax.Array) -> jax.Array:
-        out = self.mlp(normed)
-        return self._scaled(out if self.mlp_post_norm is None else self.mlp_post_norm(out))
+    def _finished(self, parts: jax.Array, post_norm: RMSNorm | LayerNorm | None) -> jax.Array:
+        """What is added to the stream, [parts, T, D]: left in parts where nothing but their sum is missing."""
+        if post_norm is None and self.multiplier == 1.0:
+            return parts
+        whole = sum_parts(parts, self.dtype)
+        return self._scaled(whole if post_norm is None else post_norm(whole))[None]
 
     def _scaled(self, x: jax.Array) -> jax.Array:
         if self.multiplier == 1.0:

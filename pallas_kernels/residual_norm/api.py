@@ -3,9 +3,13 @@
 from typing import get_args
 
 import jax
+import jax.numpy as jnp
 
 from pallas_kernels.platform import Implementation, pick_implementation
 from pallas_kernels.residual_norm.reference import NormKind, residual_norm_reference
+
+# Measured on an H200: at 32 rows XLA's kernels take as long, below less.
+FEW_ROWS = 64
 
 
 def residual_norm(
@@ -19,17 +23,20 @@ def residual_norm(
 ) -> tuple[jax.Array, jax.Array]:
     """Add to the residual stream, and normalise it by its root mean square (Zhang and Sennrich 2019).
 
-    XLA makes one kernel of the sum and one or two of the norm; here a row is read once and stays in registers.
+    XLA makes one kernel of the sum and one or two of the norm; here a row is read once and stays in registers. With few
+    rows XLA does better, since it sums the parts of its own products in the same kernels.
 
     Args:
         x: [T, D] the residual stream.
-        delta: [T, D] what is added to it, in the same dtype.
+        delta: [T, D] what is added to it, in the same dtype; or [parts, T, D], whose parts are summed first, in float32
+            if there are several (`skinny_matmul` makes them).
         weight: [D] of the norm.
         eps: added to the mean square.
         kind: `rms` rounds the normed values to x's dtype before the weight scales them, as Llama does;
             `rms_rounded_last` scales in float32 first, as OLMo 2 does; `rms_plus_one` likewise, by 1 + the weight, as
             Gemma does.
-        implementation: `reference`, `triton`, or None for the best that can run.
+        implementation: `reference`, `triton`, or None for the best: Triton on a GPU for more than FEW_ROWS rows, or
+            several parts.
 
     Returns:
         x + delta and its norm, both [T, D] in x's dtype.
@@ -37,14 +44,17 @@ def residual_norm(
     Raises:
         ValueError: shapes or dtypes contradict each other, or the kind or the implementation is unknown.
     """
-    if x.ndim != 2 or delta.shape != x.shape or weight.shape != x.shape[1:] or delta.dtype != x.dtype:
+    if x.ndim != 2 or delta.shape[-2:] != x.shape or delta.ndim not in (2, 3) or weight.shape != x.shape[1:]:
         raise ValueError(
-            f"x {x.dtype}{x.shape} and delta {delta.dtype}{delta.shape} must both be [T, D], and weight [D]; "
-            f"it is {weight.shape}"
+            f"x {x.shape} must be [T, D], delta {delta.shape} the same or [parts, T, D], and weight {weight.shape} [D]"
         )
+    num_parts = delta.shape[0] if delta.ndim == 3 else 1
+    if delta.dtype != (x.dtype if num_parts == 1 else jnp.float32):
+        raise ValueError(f"delta is {delta.dtype}; it must be x's {x.dtype}, or float32 in several parts")
     if kind not in get_args(NormKind):
         raise ValueError(f"unknown kind {kind!r}; there are: {', '.join(get_args(NormKind))}")
-    if pick_implementation(implementation) == "reference":
+    takes_triton = num_parts > 1 or x.shape[0] > FEW_ROWS
+    if pick_implementation(implementation, takes_triton=takes_triton) == "reference":
         return residual_norm_reference(x, delta, weight, eps=eps, kind=kind)
     # Loaded only here: jax_triton is not needed where the reference runs.
     from pallas_kernels.residual_norm.triton import residual_norm_triton

@@ -18,14 +18,23 @@ def residual_norm_kernel(
     KIND: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PARTS: tl.constexpr,
+    T: tl.constexpr,
 ):
-    """Row program_id(0): x + delta to x_out, and its norm to normed_out. Grid (T,)."""
+    """Row program_id(0): x + delta to x_out, and its norm to normed_out. Grid (T,). delta is [PARTS, T, D].
+
+    T is 0 with one part: only with several does it matter, and a kernel for each T is compiled.
+    """
     row = tl.program_id(0).to(tl.int64) * D
     d = tl.arange(0, BLOCK_D)
     inside = d < D
     scale = tl.load(weight + d, mask=inside, other=0.0)
-    total = tl.load(x + row + d, mask=inside, other=0.0).to(tl.float32)
-    total += tl.load(delta + row + d, mask=inside, other=0.0).to(tl.float32)
+    stream = tl.load(x + row + d, mask=inside, other=0.0)
+    added = tl.load(delta + row + d, mask=inside, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, PARTS):
+        added += tl.load(delta + part * T * D + row + d, mask=inside, other=0.0)
+    # As if the sum of the parts were the product itself, which is in the dtype of the stream.
+    total = stream.to(tl.float32) + added.to(stream.dtype).to(tl.float32)
     # The residual stream is kept in its own dtype, and what is normalised is what is kept.
     stream = total.to(x_out.dtype.element_ty)
     tl.store(x_out + row + d, stream, mask=inside)

@@ -21,6 +21,8 @@ def residual_norm_reference(
     x: jax.Array, delta: jax.Array, weight: jax.Array, *, eps: float, kind: NormKind
 ) -> tuple[jax.Array, jax.Array]:
     """See `residual_norm`."""
+    if delta.ndim == 3:
+        delta = delta[0] if delta.shape[0] == 1 else jnp.sum(delta, axis=0).astype(x.dtype)
     x = x + delta
     x32 = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)

@@ -15,6 +15,7 @@ def residual_norm_triton(
 ) -> tuple[jax.Array, jax.Array]:
     """See `residual_norm`. `num_warps` overrides the warps of a program, for tuning."""
     num_rows, size = x.shape
+    num_parts = delta.shape[0] if delta.ndim == 3 else 1
     block = 1 << (size - 1).bit_length()
     stream = jax.ShapeDtypeStruct(x.shape, x.dtype)
     results: tuple[jax.Array, jax.Array] = triton_call(
@@ -32,5 +33,7 @@ def residual_norm_triton(
         KIND=kind,
         D=size,
         BLOCK_D=block,
+        PARTS=num_parts,
+        T=num_rows if num_parts > 1 else 0,
     )
     return results

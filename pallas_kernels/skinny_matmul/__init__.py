@@ -1,0 +1,5 @@
+"""Products of few rows, as fast as the weights can be read."""
+
+from pallas_kernels.skinny_matmul.api import skinny_matmul
+
+__all__ = ["skinny_matmul"]

@@ -20,14 +20,17 @@ import pallas_kernels.cached_attention.triton as cached
 import pallas_kernels.grouped_matmul.triton as grouped
 import pallas_kernels.paged_attention.triton as paged
 import pallas_kernels.residual_norm.triton as norm
+import pallas_kernels.skinny_matmul.triton as skinny
 import pallas_kernels.top_k_experts.triton as top_k
 from pallas_kernels.grouped_matmul.config import MatmulConfig, SortConfig
 from pallas_kernels.paged_attention.config import DecodeConfig, PrefillConfig
+from pallas_kernels.skinny_matmul.config import SkinnyConfig
 
 BATCH = ("page_table", "query_start_loc", "seq_lens")
 ARGUMENTS = {
     "paged_attention": ("q", "kv_pages", *BATCH),
     "residual_norm": ("x", "delta", "weight"),
+    "skinny_matmul": ("x", "weight"),
     "cached_attention": ("qkv", "cos_sin", "kv_pages", "slot_mapping", *BATCH),
     "grouped_matmul": ("lhs", "rhs", "group_sizes"),
     "expert_mlp": ("x", "expert_ids", "expert_weights", "gate_up", "down"),
@@ -96,6 +99,8 @@ def run(case: Any) -> tuple[jax.Array, ...]:
     arguments = [jnp.asarray(case[name]) if name in case else None for name in ARGUMENTS[operation]]
     if operation == "residual_norm":
         return norm.residual_norm_triton(*arguments, **options)
+    if operation == "skinny_matmul":
+        return (skinny.skinny_matmul_triton(*arguments, SkinnyConfig(**options["config"])),)
     if operation == "grouped_matmul":
         return (grouped.grouped_matmul_triton(*arguments, config=MatmulConfig(**options["config"])),)
     if operation == "expert_mlp":
@@ -113,7 +118,7 @@ def run(case: Any) -> tuple[jax.Array, ...]:
 
 
 def main(directory: Path) -> None:
-    for launching in (paged, cached, norm, grouped, top_k):
+    for launching in (paged, cached, norm, skinny, grouped, top_k):
         launching.triton_call = interpret
     for path in sorted(directory.glob("*.npz")):
         results = run(np.load(path))

@@ -18,6 +18,12 @@ def arguments(size: int) -> dict[str, np.ndarray]:
     return {"x": x, "delta": delta, "weight": rng.standard_normal(size).astype(np.float32)}
 
 
+def parts_of(delta: np.ndarray) -> np.ndarray:
+    """[3, T, D] that sum to delta."""
+    first, second = np.random.default_rng(9).standard_normal((2, *delta.shape)).astype(np.float32)
+    return np.stack([first, second, delta - first - second])
+
+
 @pytest.fixture(scope="module")
 def kernel_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[np.ndarray]]:
     cases = {
@@ -25,6 +31,10 @@ def kernel_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[n
         for kind in KINDS
         for size in SIZES
     }
+    args = arguments(64)
+    cases["parts"] = KernelCase(
+        {**args, "delta": parts_of(args["delta"])}, {"operation": "residual_norm", "eps": EPS, "kind": "rms"}
+    )
     return interpret_cases(tmp_path_factory.mktemp("cases"), cases)
 
 
@@ -44,11 +54,20 @@ def test_the_sum_is_kept_and_its_norm_scaled_by_the_weight(
         np.testing.assert_allclose(results[1], normed, atol=1e-5)
 
 
+def test_parts_are_summed_before_they_are_added(kernel_results: dict[str, list[np.ndarray]]) -> None:
+    args = arguments(64)
+    whole = residual_norm(*map(jnp.asarray, args.values()), eps=EPS)
+    in_parts = {**args, "delta": parts_of(args["delta"])}
+    for results in (residual_norm(*map(jnp.asarray, in_parts.values()), eps=EPS), kernel_results["parts"]):
+        for result, expected in zip(results, whole, strict=True):
+            np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
 def test_shapes_dtypes_and_kinds_that_do_not_fit_are_refused() -> None:
     x, delta, weight = (jnp.asarray(a) for a in arguments(64).values())
-    with pytest.raises(ValueError, match="must both be"):
+    with pytest.raises(ValueError, match=r"must be \[T, D\]"):
         residual_norm(x, delta[:, :32], weight, eps=EPS)
-    with pytest.raises(ValueError, match="must both be"):
+    with pytest.raises(ValueError, match="delta is bfloat16"):
         residual_norm(x, delta.astype(jnp.bfloat16), weight, eps=EPS)
     with pytest.raises(ValueError, match="unknown kind 'layer'"):
         residual_norm(x, delta, weight, eps=EPS, kind="layer")

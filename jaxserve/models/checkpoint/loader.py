@@ -1,7 +1,7 @@
 """From a model directory to arrays on the devices."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,6 +68,7 @@ def load_model(
     max_model_len: int | None = None,
     seed: int = 0,
     on_progress: OnProgress | None = None,
+    on_described: Callable[[LoadedModel], None] | None = None,
 ) -> LoadedModel:
     """Load a model directory onto a mesh.
 
@@ -81,6 +82,8 @@ def load_model(
         max_model_len: positions to prepare for; the config's context length if None.
         seed: of dummy weights.
         on_progress: called after each parameter.
+        on_described: called before anything is loaded with the model as it will be, its weights shapes only, for what
+            can be compiled meanwhile.
 
     Raises:
         CheckpointError: the directory cannot be served; the message names the file, and the tensor or key, at fault.
@@ -102,8 +105,7 @@ def load_model(
         check_tensors(reader, expected, tied_head=names.head if config.tie_word_embeddings else None)
     graphdef, state = nnx.split(model)
     constants = decoder_constants(config, positions, size)
-    weights = _load_weights(state, sources, constants, reader, mesh, on_progress)
-    return LoadedModel(
+    described = LoadedModel(
         config=config,
         max_model_len=positions,
         mesh=mesh,
@@ -111,8 +113,11 @@ def load_model(
         num_kv_heads=config.parallel_heads(size)[0],
         graphdef=graphdef,
         treedef=jax.tree.structure(state),
-        weights=weights,
+        weights=tuple(jax.tree.leaves(state)),
     )
+    if on_described is not None:
+        on_described(described)
+    return replace(described, weights=_load_weights(state, sources, constants, reader, mesh, on_progress))
 
 
 def resolve_dtype(dtype: DType, config: ModelConfig, mesh: Mesh) -> WeightDType:

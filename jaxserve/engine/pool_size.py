@@ -1,0 +1,93 @@
+"""How large the KV pool is: what the settings say, or what the device's memory leaves."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import jax.numpy as jnp
+
+from jaxserve.config import EngineConfig
+from jaxserve.models.checkpoint.loader import LoadedModel
+from jaxserve.runner.buckets import Buckets
+from jaxserve.runner.kv_pool import CPU_POOL_BYTES, KVPoolSpec, pages_in_memory
+from jaxserve.runner.model_runner import StepCompiler
+
+# What XLA needs to try candidates in for a step compiled while the pool is there.
+COMPILER_BYTES = 2 << 30
+
+
+class PoolSizer:
+    """Sizes the pool of one engine.
+
+    The temporaries of the largest step must be known, for which it is compiled; `start` does so in a thread, while the
+    weights are loaded.
+
+    Args:
+        config: the settings.
+        buckets: the step shapes.
+        max_num_seqs: number of slots.
+        on_cpu: whether the devices are CPUs, whose pool is of a fixed size.
+        compiles_later: whether steps are compiled once the pool is there.
+    """
+
+    def __init__(
+        self, config: EngineConfig, buckets: Buckets, max_num_seqs: int, *, on_cpu: bool, compiles_later: bool
+    ) -> None:
+        self._config = config
+        self._buckets = buckets
+        self._max_num_seqs = max_num_seqs
+        self._on_cpu = on_cpu
+        self._reserve = COMPILER_BYTES if compiles_later else 0
+        self._step_bytes: Future[int] | None = None
+
+    def start(self, described: LoadedModel) -> None:
+        """Begin to find out what the largest step needs, from a model whose weights are only described."""
+        if self._config.num_pages is not None or self._on_cpu:
+            return
+        compiler = StepCompiler(
+            described,
+            described.weights,
+            described.mesh,
+            self._spec(described, 2),
+            self._max_num_seqs,
+            self._pages_a_sequence(described),
+        )
+        thread = ThreadPoolExecutor(1)
+        self._step_bytes = thread.submit(compiler.temporary_bytes, self._buckets.largest)
+        thread.shutdown(wait=False)
+
+    def size(self, loaded: LoadedModel) -> KVPoolSpec:
+        """The pool beside a model that has been loaded.
+
+        Raises:
+            ConfigError: nothing is left for the pool.
+        """
+        if self._config.num_pages is not None:
+            return self._spec(loaded, self._config.num_pages)
+        page_bytes = self._spec(loaded, 1).page_bytes
+        a_sequence = self._pages_a_sequence(loaded)
+        if self._step_bytes is None:
+            wanted = min(self._max_num_seqs * a_sequence, CPU_POOL_BYTES // page_bytes)
+            return self._spec(loaded, 1 + max(a_sequence, wanted))
+        step_bytes = self._step_bytes.result()
+        devices = list(loaded.mesh.devices.flat)
+        stats = [device.memory_stats() for device in devices]
+        num_pages = pages_in_memory(
+            page_bytes=page_bytes,
+            num_devices=len(devices),
+            limit_bytes=min(s["bytes_limit"] for s in stats),
+            used_bytes=max(s["bytes_in_use"] for s in stats),
+            step_bytes=step_bytes + self._reserve,
+        )
+        return self._spec(loaded, num_pages)
+
+    def _pages_a_sequence(self, model: LoadedModel) -> int:
+        return -(-model.max_model_len // self._config.page_size)
+
+    def _spec(self, model: LoadedModel, num_pages: int) -> KVPoolSpec:
+        return KVPoolSpec(
+            num_layers=model.config.num_layers,
+            num_pages=num_pages,
+            page_size=self._config.page_size,
+            num_kv_heads=model.num_kv_heads,
+            head_dim=model.config.head_dim,
+            dtype=jnp.dtype(model.dtype),
+        )
