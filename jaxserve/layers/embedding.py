@@ -56,6 +56,8 @@ class VocabTable(nnx.Module):
         scores = jnp.einsum(
             "sd,vd->sv", hidden, self.weight[...], precision=precision, preferred_element_type=jnp.float32
         )
+        # Each device scores its own rows of the table. Without saying so, jit gathers the whole table in every step.
+        scores = constrain(scores, self.mesh, ("replicated", "vocab"))
         return constrain(scores, self.mesh)[:, : self.vocab_size]
 
 

@@ -32,6 +32,15 @@ def test_embedding_rows_are_exact_on_every_mesh(tensor_parallel_size: int) -> No
     np.testing.assert_array_equal(jax.jit(table.embed)(token_ids), rows)
 
 
+def test_scoring_over_devices_moves_scores_and_not_the_table() -> None:
+    table, _ = _table(2)
+    shapes = table.weight[...].shape
+    text = jax.jit(table.logits).lower(jnp.zeros((3, HIDDEN), jnp.float32)).compile().as_text()
+    gathers = [line for line in text.splitlines() if " all-gather(" in line or " all-gather-start(" in line]
+    assert gathers, "the scores come together on every device"
+    assert not any(f"f32[{shapes[0]},{shapes[1]}]" in line for line in gathers)
+
+
 @pytest.mark.parametrize("tensor_parallel_size", [1, 2, 4])
 def test_scores_cover_the_vocabulary_and_no_padding(tensor_parallel_size: int) -> None:
     table, rows = _table(tensor_parallel_size)

@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""Times kernels of a decode step alone on a GPU: attention with its rotation and cache write, products of few rows.
+
+    python scripts/bench_decode_kernels.py attention [--context 640] [--batch 1 8 32 128 256] [--json FILE]
+    python scripts/bench_decode_kernels.py products [--rows 8 32] [--json FILE]
+
+Llama-3-8B's shapes, bfloat16. Each variant runs as a chain in one executable, one link a layer with a pool or a weight
+of its own, so that nothing is found in the cache; a link depends on the last one through a small operation, whose own
+time is measured and taken off. The floor is bytes over 4.3 TB/s, an H200's copy bandwidth.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.cached_attention.triton import cached_attention_triton
+from pallas_kernels.paged_attention.arg_specs import HEADS
+from pallas_kernels.paged_attention.config import DecodeConfig
+from pallas_kernels.skinny_matmul.config import SkinnyConfig
+from pallas_kernels.skinny_matmul.triton import skinny_matmul_triton
+
+BYTES_PER_SECOND = 4.3e12
+HEADS_SPEC = HEADS["llama-3-8b"]
+PAGE_SIZE = 16
+ATTENTION = [
+    DecodeConfig(*sizes)
+    for sizes in [
+        (64, 4, 3, 4),
+        (64, 2, 3, 4),
+        (64, 2, 3, 8),
+        (32, 2, 3, 4),
+        (32, 1, 3, 8),
+        (32, 1, 3, 16),
+        (128, 4, 3, 4),
+    ]
+]
+# (columns, summed axis) of the products, and how each is tried.
+PRODUCTS = {"qkv": (6144, 4096), "o": (4096, 4096), "down": (4096, 14336)}
+SKINNY = [
+    SkinnyConfig(*sizes)
+    for sizes in [(16, 256, 2, 4), (32, 256, 4, 4), (32, 128, 2, 6, 2), (64, 128, 4, 5, 2), (64, 128, 2, 4, 4)]
+]
+
+Link = Callable[[Any, Any], Any]
+
+
+def time_chains(variants: dict[str, Callable[..., Any]], args: tuple[Any, ...], links: int) -> dict[str, float]:
+    """Microseconds a link of each variant, a jitted function of `args` whose second result replaces args[1]; NaN where
+    it does not compile."""
+
+    def build(function: Callable[..., Any]) -> Any:
+        try:
+            return jax.jit(function, donate_argnums=1).lower(*args).compile()
+        except Exception:
+            return None
+
+    with ThreadPoolExecutor(8) as threads:
+        runs = dict(zip(variants, threads.map(build, variants.values()), strict=True))
+    first, kept, *rest = args
+    times = {}
+    for name, run in runs.items():
+        if run is None:
+            times[name] = float("nan")
+            continue
+        samples = []
+        for sample in range(9):
+            started = time.perf_counter()
+            for _ in range(5):
+                out, kept = run(first, kept, *rest)
+            jax.block_until_ready(out)
+            if sample > 1:
+                samples.append((time.perf_counter() - started) / 5 / links * 1e6)
+        times[name] = statistics.median(samples)
+    return times
+
+
+def attention(batch: int, context: int) -> dict[str, Any]:
+    """Each config of the decode kernel on `batch` sequences of `context` tokens."""
+    k, g, h = HEADS_SPEC.num_kv_heads, HEADS_SPEC.group, HEADS_SPEC.head_dim
+    links = 32 if batch < 256 else 16
+    pages = -(-context // PAGE_SIZE)
+    order = np.random.default_rng(0).permutation(batch * pages) + 1
+    keys = jax.random.split(jax.random.key(0), links + 2)
+    pool = jax.jit(lambda key: jax.random.normal(key, (batch * pages + 1, 2, PAGE_SIZE, k, h), jnp.bfloat16))
+    qkv = jax.random.normal(keys[0], (batch, k, g + 2, h), jnp.bfloat16)
+    cos_sin = jax.random.uniform(keys[1], (batch, 2, h // 2))
+    lengths = jnp.full(batch, context, jnp.int32)
+    starts = jnp.arange(batch + 1, dtype=jnp.int32)
+    metadata = (lengths, jnp.asarray(order.reshape(batch, pages).astype(np.int32)), starts, lengths)
+
+    def chain(config: DecodeConfig | None) -> Callable[..., Any]:
+        def run(qkv: Any, pools: Any, cos_sin: Any, *metadata: Any) -> Any:
+            written = []
+            for pages in pools:
+                out = qkv[:, :, :g] * 1.0001
+                if config is not None:
+                    options: Any = {"window": None, "soft_cap": None, "alibi_slopes": None}
+                    out, pages = cached_attention_triton(
+                        qkv, cos_sin, pages, *metadata, scale=h**-0.5, decode_only=True, decode=config, **options
+                    )
+                written.append(pages)
+                qkv = jnp.concatenate([out, qkv[:, :, g:]], axis=2)
+            return qkv, tuple(written)
+
+        return run
+
+    variants = {"nothing": chain(None), **{str(astuple(c)): chain(c) for c in ATTENTION}}
+    times = time_chains(variants, (qkv, tuple(map(pool, keys[2:])), cos_sin, *metadata), links)
+    floor = batch * context * k * h * 4 / BYTES_PER_SECOND * 1e6
+    return report(f"attention, batch {batch}, context {context}", floor, times)
+
+
+def products(rows: int, name: str) -> dict[str, Any]:
+    """XLA's product and each config of the kernel, parts summed, on `rows` rows."""
+    columns, size = PRODUCTS[name]
+    links = 16
+    make = jax.jit(lambda key: jax.random.normal(key, (columns, size), jnp.bfloat16) * 0.02)
+    weights = tuple(make(jax.random.key(i)) for i in range(links))
+    x = jax.random.normal(jax.random.key(99), (rows, size), jnp.bfloat16)
+
+    def chain(multiply: Link) -> Callable[..., Any]:
+        def run(x: Any, weights: Any) -> Any:
+            for weight in weights:
+                x = x + multiply(x, weight)[:, :1].astype(x.dtype) * 1e-3
+            return x, weights
+
+        return run
+
+    def skinny(config: SkinnyConfig) -> Link:
+        return lambda x, weight: skinny_matmul_triton(x, weight, config).sum(0)
+
+    variants = {"nothing": chain(lambda x, _: x[:, ::-1]), "xla": chain(lambda x, w: jnp.einsum("td,nd->tn", x, w))}
+    variants |= {str(astuple(c)): chain(skinny(c)) for c in SKINNY if size % (c.parts * c.block_d) == 0}
+    return report(
+        f"{name}, {rows} rows", columns * size * 2 / BYTES_PER_SECOND * 1e6, time_chains(variants, (x, weights), links)
+    )
+
+
+def report(case: str, floor: float, times: dict[str, float]) -> dict[str, Any]:
+    """Print a case's times, the fastest first, and return them without what the chain itself takes."""
+    nothing = times.pop("nothing")
+    times = {name: us - nothing for name, us in sorted(times.items(), key=lambda item: item[1])}
+    print(f"{case}: floor {floor:.1f} us")
+    for name, us in times.items():
+        print(f"    {us:7.1f} us  {floor / us:4.0%}  {name}", flush=True)
+    return {"case": case, "floor_us": floor, "us": times}
+
+
+def main() -> None:
+    """Read the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="+", choices=["attention", "products"])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32, 128, 256])
+    parser.add_argument("--context", type=int, default=640)
+    parser.add_argument("--rows", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--json", type=Path, help="write all results here")
+    args = parser.parse_args()
+    cases: Sequence[dict[str, Any]] = [
+        *(attention(batch, args.context) for batch in args.batch if "attention" in args.what),
+        *(products(rows, name) for rows in args.rows for name in PRODUCTS if "products" in args.what),
+    ]
+    if args.json:
+        args.json.write_text(json.dumps({"device": jax.devices()[0].device_kind, "cases": cases}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
