@@ -24,6 +24,7 @@ from tests.support.ascii_tokenizer import BOS, VOCAB_SIZE, ascii_text
 from tests.support.live_server import live_server
 from tests.support.simulated_engine import simulated_core
 from tests.support.simulated_runner import expected_tokens
+from tests.support.waiting import until
 
 GREEDY_FIELDS: dict[str, Any] = {"temperature": 0, "max_tokens": 20, "ignore_eos": True}
 GREEDY = SamplingParams(**GREEDY_FIELDS)
@@ -147,15 +148,15 @@ async def test_leaving_a_stream_ends_the_request(tokenizer_dir: Path) -> None:
 
     async with live_server(tokenizer_dir, core=simulated_core(step_delay=0.02)) as server:
         await asyncio.to_thread(leave, server.target)
-        await _until(lambda: len(server.core.aborts) == 1)
+        await until(lambda: len(server.core.aborts) == 1)
         async with AsyncClient(server.target) as client:
             async with client.generate_stream("a", ENDLESS) as stream:
                 await anext(stream)
-            await _until(lambda: len(server.core.aborts) == 2)
+            await until(lambda: len(server.core.aborts) == 2)
             reader = asyncio.create_task(client.generate("a", ENDLESS))
-            await _until(lambda: server.engine.num_requests == 1)
+            await until(lambda: server.engine.num_requests == 1)
             reader.cancel()
-            await _until(lambda: len(server.core.aborts) == 3)
+            await until(lambda: len(server.core.aborts) == 3)
 
 
 async def test_a_cancelled_stream_raises_and_keeps_what_it_read(tokenizer_dir: Path) -> None:
@@ -172,12 +173,6 @@ async def test_a_cancelled_stream_raises_and_keeps_what_it_read(tokenizer_dir: P
         output = await asyncio.to_thread(cancel, server.target)
     tokens = output.outputs[0].token_ids
     assert not output.finished and tokens and tokens == expected_tokens([BOS, 97], len(tokens), VOCAB_SIZE)
-
-
-async def _until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_a_timeout_is_both_an_rpc_error_and_a_timeout_error(tokenizer_dir: Path) -> None:

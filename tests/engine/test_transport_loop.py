@@ -14,6 +14,7 @@ from jaxserve.request import FinishReason, Request, RequestUpdate, SamplingParam
 from tests.support.ascii_tokenizer import VOCAB_SIZE
 from tests.support.simulated_engine import SCHEDULER_CONFIG, GatedRunner, engine_info, engine_thread, simulated_core
 from tests.support.simulated_runner import SimulatedRunner, expected_tokens
+from tests.support.waiting import until
 
 PROMPT = [5, 6, 7]
 
@@ -45,12 +46,6 @@ async def collect(client: EngineClient, asked: Request) -> tuple[list[int], Fini
         tokens += update.token_ids
         reason = update.finish_reason
     return tokens, reason
-
-
-async def until(condition: object, seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.005)
 
 
 async def test_requests_of_two_front_ends_get_their_own_tokens() -> None:

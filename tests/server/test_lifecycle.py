@@ -1,7 +1,6 @@
 """Cancellation, deadlines, health, drain, engine failure: what a call meets when things end early."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from tests.support.ascii_tokenizer import BOS, VOCAB_SIZE
 from tests.support.live_server import LiveServer, live_server
 from tests.support.simulated_engine import SCHEDULER_CONFIG, GatedRunner, simulated_core
 from tests.support.simulated_runner import SimulatedRunner, expected_tokens
+from tests.support.waiting import until
 
 SERVICE = "jaxserve.v1.InferenceService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -32,12 +32,6 @@ GREEDY = options_pb2.SamplingOptions(temperature=0)
 def gated() -> GatedRunner:
     config = SCHEDULER_CONFIG
     return GatedRunner(SimulatedRunner(config.num_pages, config.page_size, config.max_num_seqs, VOCAB_SIZE))
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def health(server: LiveServer, service: str = "") -> int:
