@@ -10,6 +10,7 @@ import jax
 import jaxserve
 from jaxserve.config import EngineConfig, SchedulerConfig
 from jaxserve.engine.core import EngineCore
+from jaxserve.engine.device_memory import explained_out_of_memory
 from jaxserve.engine.messages import EngineInfo
 from jaxserve.engine.pool_size import PoolSizer
 from jaxserve.errors import CheckpointError, ConfigError
@@ -20,6 +21,7 @@ from jaxserve.models.registry import MODEL_FAMILIES, load_config
 from jaxserve.progress import ProgressCallback, no_progress
 from jaxserve.request import MAX_STOP_TOKEN_IDS, ModelLimits
 from jaxserve.runner.buckets import Buckets
+from jaxserve.runner.kv_pool import KVPoolSpec
 from jaxserve.runner.model_runner import ModelRunner
 from jaxserve.scheduler.scheduler import Scheduler
 from jaxserve.sharding import make_mesh
@@ -52,6 +54,9 @@ GPU_DEFAULTS = PlatformDefaults(
 CPU_DEFAULTS = PlatformDefaults(
     max_num_seqs=32, max_num_batched_tokens=512, bucket_growth=4, fine_buckets=False, split_decode=False
 )
+
+
+_SMALLER_STEPS = "lower max_num_batched_tokens or max_num_seqs"
 
 
 def build_core(
@@ -102,32 +107,52 @@ def build_core(
     )
     compiles_later = compile_in_background or not config.compile_ahead
     sizer = PoolSizer(config, buckets, max_num_seqs, on_cpu=on_cpu, compiles_later=compiles_later)
-    loaded = load_model(
-        directory,
-        mesh,
-        dtype=config.dtype,
-        load_format=config.load_format,
-        max_model_len=max_model_len,
-        seed=config.seed,
-        on_progress=lambda done, total: on_progress("Loading weights (MiB)", done >> 20, total >> 20),
-        on_described=sizer.start,
-    )
-    pool = sizer.size(loaded)
+    with explained_out_of_memory(config, "loading the weights", "take a smaller dtype"):
+        loaded = load_model(
+            directory,
+            mesh,
+            dtype=config.dtype,
+            load_format=config.load_format,
+            max_model_len=max_model_len,
+            seed=config.seed,
+            on_progress=lambda done, total: on_progress("Loading weights (MiB)", done >> 20, total >> 20),
+            on_described=sizer.start,
+        )
+    with explained_out_of_memory(config, "compiling the largest step", _SMALLER_STEPS):
+        pool = sizer.size(loaded)
+    # A pool that cannot hold one sequence is refused here, before all steps are compiled.
     scheduler_config = replace(scheduler_config, num_pages=pool.num_pages)
-    runner = ModelRunner(
-        loaded,
-        loaded.weights,
-        mesh,
-        pool=pool,
-        buckets=buckets,
-        max_num_seqs=max_num_seqs,
-        max_model_len=max_model_len,
-    )
-    if config.compile_ahead:
-        runner.compile_ahead(on_progress, rest_in_background=compile_in_background)
-    runner.allocate()
+    runner = _make_runner(config, loaded, pool, buckets, max_num_seqs, on_progress, compile_in_background)
     scheduler = Scheduler(scheduler_config, model_config.eos_token_ids)
     return EngineCore(scheduler, runner), _engine_info(config, loaded, scheduler_config, chat_template)
+
+
+def _make_runner(
+    config: EngineConfig,
+    loaded: LoadedModel,
+    pool: KVPoolSpec,
+    buckets: Buckets,
+    max_num_seqs: int,
+    on_progress: ProgressCallback,
+    compile_in_background: bool,
+) -> ModelRunner:
+    """The runner with its pool, and its steps compiled if they are to be."""
+    with explained_out_of_memory(
+        config, "compiling steps and taking the KV pool", f"lower num_pages, {_SMALLER_STEPS}"
+    ):
+        runner = ModelRunner(
+            loaded,
+            loaded.weights,
+            loaded.mesh,
+            pool=pool,
+            buckets=buckets,
+            max_num_seqs=max_num_seqs,
+            max_model_len=loaded.max_model_len,
+        )
+        if config.compile_ahead:
+            runner.compile_ahead(on_progress, rest_in_background=compile_in_background)
+        runner.allocate()
+    return runner
 
 
 def _engine_info(

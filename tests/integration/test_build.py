@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxserve.config import EngineConfig
@@ -49,6 +51,31 @@ def loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_that_contradict_model_or_devices_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_core(config(**changes))
+
+
+def test_a_pool_larger_than_the_memory_is_refused_with_what_to_change() -> None:
+    with pytest.raises(
+        ConfigError, match=r"memory ran out while .* KV pool; lower num_pages, .*gpu_memory_utilization"
+    ):
+        build_core(config(num_pages=2**30))
+
+
+def test_weights_larger_than_the_memory_are_refused_with_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_model(*args: object, **options: object) -> None:
+        jnp.zeros((2**46,), jnp.int8).block_until_ready()
+
+    monkeypatch.setattr(build, "load_model", load_model)
+    with pytest.raises(ConfigError, match="memory ran out while loading the weights; take a smaller dtype"):
+        build_core(config())
+
+
+def test_other_errors_of_the_device_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_model(*args: object, **options: object) -> None:
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(build, "load_model", load_model)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        build_core(config())
 
 
 def test_devices_that_do_not_divide_the_heads_are_refused() -> None:
