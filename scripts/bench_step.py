@@ -2,6 +2,7 @@
 
     python scripts/bench_step.py --json                       # Llama-3.1-8B's shape, on a GPU
     python scripts/bench_step.py --model benchmarks/models/baichuan2-13b --cases decode,prefill
+    python scripts/bench_step.py --tp 2                       # over two GPUs
     python scripts/bench_step.py --model demo --scale 0.01    # a smoke test on a CPU
 
 Cases: `decode` steps at fixed batch sizes, `prefill` of long prompts, `trace` of requests that all arrive at once.
@@ -132,8 +133,11 @@ def main() -> None:
     parser.add_argument("--model", default=str(ROOT / "benchmarks/models/llama-3.1-8b"), help="its config is enough")
     parser.add_argument("--cases", default="decode,prefill,trace", help="comma-separated (default: all three)")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on lengths and numbers, for a smoke test")
-    parser.add_argument("--bandwidth", type=float, default=4.3e12, help="bytes a second (default: an H200's copy)")
+    parser.add_argument(
+        "--bandwidth", type=float, default=4.3e12, help="bytes a second of each GPU (default: an H200's copy)"
+    )
     parser.add_argument("--max-model-len", type=int, default=8192)
+    parser.add_argument("--tp", type=int, default=1, help="GPUs that each hold a part of every layer (default: 1)")
     parser.add_argument("--output", type=Path, help="write the JSON here too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
@@ -150,14 +154,16 @@ def main() -> None:
             skip_tokenizer_init=True,
             max_model_len=min(scaled(args.max_model_len), config.context_length),
             enable_prefix_caching=False,
+            tensor_parallel_size=args.tp,
         )
     )
-    bench = StepBench(llm, config, args.bandwidth)
+    bench = StepBench(llm, config, args.bandwidth * args.tp)
     results: list[Figures] = []
     record = {
         "device": llm.info.device_kind,
         "jax": jax.__version__,
         "model": Path(args.model).name,
+        "tensor_parallel_size": args.tp,
         "results": results,
     }
 
@@ -183,7 +189,7 @@ def main() -> None:
     if args.json:
         print(json.dumps(record))
         return
-    table = Table(title=f"{record['model']} on {llm.info.device_kind}")
+    table = Table(title=f"{record['model']} on {args.tp} × {llm.info.device_kind}")
     for column in ("case", "step ms", "p99", "floor ms", "of floor", "tok/s", "seconds"):
         table.add_column(column)
     for r in results:
