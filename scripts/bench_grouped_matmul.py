@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from kernel_figures import figures, or_error
 
 from pallas_kernels.grouped_matmul.arg_specs import BENCHMARK_TOKENS, EXPERTS, ExpertSpec
 from pallas_kernels.grouped_matmul.config import SEARCHED_TOKENS, MatmulConfig, matmul_config, tile_rows
@@ -216,32 +217,15 @@ def time_case(name: str, variants: list[tuple[str, Callable[..., jax.Array], dic
     x = tokens_of(spec, num_tokens, "bfloat16")
     floor, num_bytes, flops = floor_seconds(spec, layers, num_tokens)
     with ThreadPoolExecutor(8) as threads:
-        runs = list(threads.map(lambda v: _or_error(compile_chain, v[1], spec, x, layers, **v[2]), variants))
+        runs = list(threads.map(lambda v: or_error(compile_chain, v[1], spec, x, layers, **v[2]), variants))
     rows = []
     for (kind, _, configs), run in zip(variants, runs, strict=True):
         row: dict[str, Any] = {"case": name, "by": kind, **{part: asdict(c) for part, c in configs.items()}}
-        seconds = run if isinstance(run, Exception) else _or_error(median_seconds, run, x, layers)
-        if isinstance(seconds, Exception):
-            row["error"] = str(seconds)[:200]
-        else:
-            row |= {
-                "us": seconds * 1e6,
-                "floor_us": floor * 1e6,
-                "of_floor": floor / seconds,
-                "tb_per_s": num_bytes / seconds / 1e12,
-                "tflop_per_s": flops / seconds / 1e12,
-            }
+        seconds = run if isinstance(run, Exception) else or_error(median_seconds, run, x, layers)
+        row |= figures(seconds, floor, num_bytes, flops)
         rows.append(row)
         print(format_row(row), flush=True)
     return rows
-
-
-def _or_error(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """A candidate that does not fit the card is a result too."""
-    try:
-        return function(*args, **kwargs)
-    except Exception as error:
-        return error
 
 
 def format_row(row: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from kernel_figures import figures, or_error
 
 from pallas_kernels.paged_attention.arg_specs import BATCHES, BENCHMARK_BATCHES, HEADS, BatchSpec, HeadSpec
 from pallas_kernels.paged_attention.config import (
@@ -221,34 +222,17 @@ def time_batch(name: str, variants: list[dict[str, Any]], page_size: int = 16) -
     calls = max(8, min(64, -(-(1 << 30) // pool_bytes)))
     with ThreadPoolExecutor(8) as threads:
         runs = list(
-            threads.map(lambda v: _or_error(compile_chain, heads, batch, page_size, calls, "bfloat16", **v), variants)
+            threads.map(lambda v: or_error(compile_chain, heads, batch, page_size, calls, "bfloat16", **v), variants)
         )
     q, pools = random_arrays(heads, batch, page_size, "bfloat16", calls)
     rows = []
     for variant, run in zip(variants, runs, strict=True):
         row: dict[str, Any] = {"batch": name, **{kind: asdict(config) for kind, config in variant.items()}}
-        seconds = run if isinstance(run, Exception) else _or_error(median_seconds, run, q, pools, batch)
-        if isinstance(seconds, Exception):
-            row["error"] = str(seconds)[:200]
-        else:
-            row |= {
-                "us": seconds * 1e6,
-                "floor_us": floor * 1e6,
-                "of_floor": floor / seconds,
-                "tb_per_s": num_bytes / seconds / 1e12,
-                "tflop_per_s": flops / seconds / 1e12,
-            }
+        seconds = run if isinstance(run, Exception) else or_error(median_seconds, run, q, pools, batch)
+        row |= figures(seconds, floor, num_bytes, flops)
         rows.append(row)
         print(format_row(row), flush=True)
     return rows
-
-
-def _or_error(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """A candidate that does not fit the card is a result too."""
-    try:
-        return function(*args, **kwargs)
-    except Exception as error:
-        return error
 
 
 def format_row(row: dict[str, Any]) -> str:

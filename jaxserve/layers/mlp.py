@@ -94,7 +94,25 @@ class UpProjection(nnx.Module):
         return out if self.bias is None else out + self.bias[...]
 
 
-class GatedMLP(nnx.Module):
+class FeedForward(nnx.Module):
+    """What feed-forward layers share: inner values that each makes in its own way, and the product after them."""
+
+    down_proj: DownProjection
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[T, D] to [T, D]."""
+        return self.down_proj(self._inner(x))
+
+    def in_parts(self, x: jax.Array) -> jax.Array:
+        """[T, D] to [parts, T, D], to be summed over the parts."""
+        return parts_of(self.down_proj, self._inner(x))
+
+    def _inner(self, x: jax.Array) -> jax.Array:
+        """[T, D] to [T, F]."""
+        raise NotImplementedError
+
+
+class GatedMLP(FeedForward):
     """`down(activation(gate(x)) * up(x))` (SwiGLU and its kin, Shazeer 2020).
 
     Args:
@@ -120,20 +138,12 @@ class GatedMLP(nnx.Module):
         self.down_proj = DownProjection(hidden_size, intermediate_size, bias=bias, mesh=mesh, dtype=dtype)
         self.activation = activation
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[T, D] to [T, D]."""
-        return self.down_proj(self._inner(x))
-
-    def in_parts(self, x: jax.Array) -> jax.Array:
-        """[T, D] to [parts, T, D], to be summed over the parts."""
-        return parts_of(self.down_proj, self._inner(x))
-
     def _inner(self, x: jax.Array) -> jax.Array:
         gate, up = self.gate_up_proj(x)
         return activate(gate, self.activation) * up
 
 
-class PlainMLP(nnx.Module):
+class PlainMLP(FeedForward):
     """`down(activation(up(x)))` (Vaswani et al. 2017).
 
     Args:
@@ -158,14 +168,6 @@ class PlainMLP(nnx.Module):
         self.up_proj = UpProjection(hidden_size, intermediate_size, bias=bias, mesh=mesh, dtype=dtype)
         self.down_proj = DownProjection(hidden_size, intermediate_size, bias=bias, mesh=mesh, dtype=dtype)
         self.activation = activation
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[T, D] to [T, D]."""
-        return self.down_proj(self._inner(x))
-
-    def in_parts(self, x: jax.Array) -> jax.Array:
-        """[T, D] to [parts, T, D], to be summed over the parts."""
-        return parts_of(self.down_proj, self._inner(x))
 
     def _inner(self, x: jax.Array) -> jax.Array:
         return activate(self.up_proj(x), self.activation)

@@ -121,10 +121,12 @@ class Buckets:
         """
         decode_only = decode_only and True in self._counts
         counts = self._counts[decode_only]
-        fitting = [self._buckets[n, sampler, decode_only] for n in counts[bisect_left(counts, num_tokens) :]]
+        first = bisect_left(counts, num_tokens)
+        smallest = self._buckets[counts[first], sampler, decode_only]
         if ready is None:
-            return fitting[0]
-        return next((bucket for bucket in fitting if bucket in ready), fitting[0])
+            return smallest
+        fitting = (self._buckets[count, sampler, decode_only] for count in counts[first:])
+        return next((bucket for bucket in fitting if bucket in ready), smallest)
 
 
 def _geometric(first: int, last: int, growth: int) -> list[int]:
