@@ -14,7 +14,7 @@ from jaxserve.layers.linear import sum_parts
 from jaxserve.layers.parameter import abstract_param
 from pallas_kernels.residual_norm import NormKind as RMSNormKind
 from pallas_kernels.residual_norm import residual_norm
-from pallas_kernels.residual_norm.reference import scale_normed
+from pallas_kernels.residual_norm.reference import rms_norm, scale_normed
 
 NormKind = Literal["rms", "rms_rounded_last", "rms_plus_one", "layer"]
 
@@ -50,9 +50,7 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] to [..., D], in the dtype of `x`."""
-        x32 = x.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
-        return scale_normed(x32 * jax.lax.rsqrt(mean_square + self.eps), self.weight[...], self.kind, x.dtype)
+        return rms_norm(x, self.weight[...], eps=self.eps, kind=self.kind)
 
 
 class LayerNorm(nnx.Module):

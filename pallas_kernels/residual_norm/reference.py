@@ -17,6 +17,13 @@ def scale_normed(normed: jax.Array, weight: jax.Array, kind: NormKind, dtype: DT
     return (normed * (scale + 1.0 if kind == "rms_plus_one" else scale)).astype(dtype)
 
 
+def rms_norm(x: jax.Array, weight: jax.Array, *, eps: float, kind: NormKind) -> jax.Array:
+    """x [..., D] over its root mean square, in float32, scaled by weight [D]; in x's dtype."""
+    x32 = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+    return scale_normed(x32 * jax.lax.rsqrt(mean_square + eps), weight, kind, x.dtype)
+
+
 def residual_norm_reference(
     x: jax.Array, delta: jax.Array, weight: jax.Array, *, eps: float, kind: NormKind
 ) -> tuple[jax.Array, jax.Array]:
@@ -24,6 +31,4 @@ def residual_norm_reference(
     if delta.ndim == 3:
         delta = delta[0] if delta.shape[0] == 1 else jnp.sum(delta, axis=0).astype(x.dtype)
     x = x + delta
-    x32 = x.astype(jnp.float32)
-    mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
-    return x, scale_normed(x32 * jax.lax.rsqrt(mean_square + eps), weight, kind, x.dtype)
+    return x, rms_norm(x, weight, eps=eps, kind=kind)
