@@ -20,14 +20,14 @@ def project(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.einsum(subscripts, x, weight, precision=precision)
 
 
-def multiply_in_parts(x: jax.Array, weight: jax.Array, mesh: Mesh) -> jax.Array:
+def multiply_in_parts(x: jax.Array, weight: jax.Array, mesh: Mesh, *, one_part: bool = False) -> jax.Array:
     """x [T, D] times weight [N, D], as `skinny_matmul` leaves it: [parts, T, N], to be summed over the parts.
 
     Over several devices it is one part, for jit to partition.
     """
     if tensor_parallel_size(mesh) > 1:
         return project("td,nd->tn", x, weight)[None]
-    return skinny_matmul(x, weight)
+    return skinny_matmul(x, weight, one_part=one_part)
 
 
 def sum_parts(parts: jax.Array, dtype: DTypeLike) -> jax.Array:
@@ -72,7 +72,7 @@ class QKVProjection(nnx.Module):
             # The heads must stay an axis of their own for jit to split them.
             out = project("td,kghd->tkgh", x, weight)
         else:
-            parts = multiply_in_parts(x, weight.reshape(-1, weight.shape[-1]), self.mesh)
+            parts = multiply_in_parts(x, weight.reshape(-1, weight.shape[-1]), self.mesh, one_part=True)
             out = sum_parts(parts, x.dtype).reshape(x.shape[0], *weight.shape[:-1])
         if self.bias is not None:
             out += self.bias[...]

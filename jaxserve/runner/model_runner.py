@@ -31,6 +31,8 @@ from jaxserve.step import StepPlan
 # Page-table entries and page copies that one call outside the step carries.
 _UPDATES_A_CALL = 1024
 _COPIES_A_CALL = 16
+# Tokens of steps whose products are left to cuBLAS.
+CUBLAS_TOKENS = range(48, 513)
 # How long the end of a runner waits for a compilation under way.
 STOP_COMPILING_S = 3.0
 
@@ -212,12 +214,22 @@ class StepCompiler:
         lowered = jax.jit(step, donate_argnums=(1, 2), out_shardings=shardings).lower(
             self._weights, self._kv_pages, self.abstract_state, packed
         )
-        return lowered.compile()
+        return lowered.compile(compiler_options=_compiler_options(bucket))
 
     def temporary_bytes(self, bucket: Bucket) -> int:
         """Memory a device needs for the step's temporaries, whatever the size of the pool."""
         analysis = self.compile(bucket).memory_analysis()  # type: ignore[attr-defined]
         return int(analysis.temp_size_in_bytes) if analysis is not None else 0
+
+
+def _compiler_options(bucket: Bucket) -> dict[str, bool | int | float | str] | None:
+    """What XLA is told beyond its defaults: where cuBLAS's products are the fastest, to try no others.
+
+    They are timed alone, where XLA's own at times look faster, and are slower among the other kernels of a step.
+    """
+    if jax.default_backend() != "gpu" or bucket.num_tokens not in CUBLAS_TOKENS:
+        return None
+    return {"xla_gpu_enable_triton_gemm": False}
 
 
 def _tree(*leaves: Any) -> DeviceState:

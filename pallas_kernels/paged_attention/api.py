@@ -12,7 +12,7 @@ from pallas_kernels.platform import Implementation, is_hopper, pick_implementati
 AttentionImplementation = Implementation | Literal["mosaic_gpu"]
 
 # Whether None may pick the Mosaic GPU kernel for prompts, where it can run.
-MOSAIC_GPU_BY_DEFAULT = False
+MOSAIC_GPU_BY_DEFAULT = True
 
 
 class ScoreOptions(TypedDict):

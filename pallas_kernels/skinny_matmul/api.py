@@ -1,18 +1,23 @@
 """The public operation: checks its arguments and picks an implementation."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.platform import Implementation, pick_implementation
-from pallas_kernels.skinny_matmul.config import skinny_config
+from pallas_kernels.platform import Implementation, is_hopper, pick_implementation, triton_can_run
+from pallas_kernels.skinny_matmul.config import skinny_config, stream_config
 from pallas_kernels.skinny_matmul.reference import skinny_matmul_reference
 
-# Whether None may pick the Triton kernel. Alone it is faster than XLA's products (docs/benchmarks); what it brings to a
-# whole step has not been measured.
-SKINNY_BY_DEFAULT = False
+SkinnyImplementation = Implementation | Literal["mosaic_gpu"]
+
+# Whether None may pick a kernel.
+SKINNY_BY_DEFAULT = True
 
 
-def skinny_matmul(x: jax.Array, weight: jax.Array, *, implementation: Implementation | None = None) -> jax.Array:
+def skinny_matmul(
+    x: jax.Array, weight: jax.Array, *, one_part: bool = False, implementation: SkinnyImplementation | None = None
+) -> jax.Array:
     """x @ weight.T, in parts that are left to be summed by whoever reads them next.
 
     A product of a few rows takes as long as reading the weights, if enough programs read them. With few columns there
@@ -22,8 +27,9 @@ def skinny_matmul(x: jax.Array, weight: jax.Array, *, implementation: Implementa
     Args:
         x: [T, D].
         weight: [N, D], outputs first as checkpoints have them, in x's dtype.
-        implementation: `reference`, `triton`, or None: the reference, unless SKINNY_BY_DEFAULT is set, and then Triton
-            on a GPU for few rows of 16-bit values.
+        one_part: the reader needs the sum itself: parts are left only where they pay nevertheless.
+        implementation: `reference`; `triton`, for up to 32 rows; `mosaic_gpu`, for 17 to 256 rows of 16-bit values on
+            Hopper GPUs; or None: on a GPU the fastest of them for 16-bit values, else the reference.
 
     Returns:
         [parts, T, N], in x's dtype if there is one part, else in float32.
@@ -35,13 +41,25 @@ def skinny_matmul(x: jax.Array, weight: jax.Array, *, implementation: Implementa
         raise ValueError(
             f"x must be [T, D] and weight [N, D] of one dtype; got {x.dtype}{x.shape} and {weight.dtype}{weight.shape}"
         )
+    stream = stream_config(x.shape[0], *weight.shape, one_part=one_part)
+    takes_16_bits = x.dtype in (jnp.bfloat16, jnp.float16)
+    if implementation is None and SKINNY_BY_DEFAULT and stream and takes_16_bits and triton_can_run() and is_hopper():
+        implementation = "mosaic_gpu"
+    if implementation == "mosaic_gpu":
+        if stream is None or not takes_16_bits:
+            raise ValueError(
+                f"mosaic_gpu does not take {x.dtype}{x.shape} by {weight.shape}; leave implementation None"
+            )
+        # Loaded only here, as Triton's below: neither is needed where the reference runs.
+        from pallas_kernels.skinny_matmul.mosaic_gpu import stream_matmul
+
+        return stream_matmul(x, weight[None], stream)
     config = skinny_config(x.shape[0], *weight.shape)
-    takes_triton = SKINNY_BY_DEFAULT and config is not None and x.dtype in (jnp.bfloat16, jnp.float16)
+    takes_triton = SKINNY_BY_DEFAULT and config is not None and takes_16_bits
     if pick_implementation(implementation, takes_triton=takes_triton) == "reference":
         return skinny_matmul_reference(x, weight)
     if config is None:
         raise ValueError(f"the Triton kernel does not take {x.shape} by {weight.shape}; leave implementation None")
-    # Loaded only here: jax_triton is not needed where the reference runs.
     from pallas_kernels.skinny_matmul.triton import skinny_matmul_triton
 
     return skinny_matmul_triton(x, weight, config)
