@@ -55,6 +55,8 @@ from pallas_kernels.residual_norm.api import FEW_ROWS  # noqa: E402
 from pallas_kernels.sampling_floor import sampling_floor  # noqa: E402
 from pallas_kernels.sampling_floor.arg_specs import VOCABULARIES  # noqa: E402
 from pallas_kernels.skinny_matmul import api as skinny_api  # noqa: E402
+from pallas_kernels.skinny_matmul.config import stream_config  # noqa: E402
+from pallas_kernels.skinny_matmul.mosaic_gpu import stream_matmul  # noqa: E402
 
 NUM_LAYERS = 4
 MODEL = ModelConfig(
@@ -203,6 +205,29 @@ def check_mosaic(mesh: Mesh, heads: HeadSpec) -> list[str]:
     return problems
 
 
+def check_stream(mesh: Mesh, columns: int, size: int, *, one_part: bool) -> list[str]:
+    """What is wrong with the Mosaic GPU kernel for products of a few rows."""
+    config = stream_config(32, columns, size, one_part=one_part)
+    assert config is not None
+    sharding = NamedSharding(mesh, PartitionSpec())
+    x, weight = (jax.ShapeDtypeStruct((n, size), "bfloat16", sharding=sharding) for n in (32, columns))
+    with (
+        tempfile.TemporaryDirectory() as dump,
+        mock.patch.dict(os.environ, {**MOSAIC_DUMP, "MOSAIC_GPU_DUMP_TO": dump}),
+    ):
+        jax.jit(partial(stream_matmul, config=config)).lower(x, weight).compile()
+        (path,) = Path(dump).glob("*.ptx")
+        kernel = CompiledKernel("stream_matmul", path.read_text(), 0)
+    report = kernel.assembled()
+    spilled = max(map(int, re.findall(r"(\d+) bytes spill", report)))
+    where = f"{kernel.name}, {columns} x {size}"
+    print(f"{where}: {spilled} bytes spilled", flush=True)
+    problems = [f"{where}: {spilled} bytes spilled"] if spilled else []
+    if "serialized" in report or "wgmma.mma_async" not in kernel.ptx:
+        problems.append(f"{where}: products do not overlap: {report}")
+    return problems
+
+
 def check_sampler(mesh: Mesh, num_rows: int, vocab_size: int) -> list[str]:
     """What is wrong with the kernels that restrict and draw."""
 
@@ -330,6 +355,8 @@ def main() -> int:
     }
     for name in ("llama-3-8b", "llama-2-7b", "demo", "smollm-135m"):
         problems += check_mosaic(mesh, HEADS[name])
+    for columns, size, one_part in ((6144, 4096, True), (4096, 4096, False), (4096, 14336, False)):
+        problems += check_stream(mesh, columns, size, one_part=one_part)
     for step in STEPS:
         problems += check_step(mesh, buckets[step])
     for step in STEPS:

@@ -27,8 +27,8 @@ def skinny_matmul(
     Args:
         x: [T, D].
         weight: [N, D], outputs first as checkpoints have them, in x's dtype.
-        one_part: the reader needs the sum itself: parts are left only where they pay nevertheless.
-        implementation: `reference`; `triton`, for up to 32 rows; `mosaic_gpu`, for 17 to 256 rows of 16-bit values on
+        one_part: the reader needs the sum itself, so no parts are left where there is a choice.
+        implementation: `reference`; `triton`, for up to 32 rows; `mosaic_gpu`, for 17 to 64 rows of 16-bit values on
             Hopper GPUs; or None: on a GPU the fastest of them for 16-bit values, else the reference.
 
     Returns:
@@ -53,7 +53,7 @@ def skinny_matmul(
         # Loaded only here, as Triton's below: neither is needed where the reference runs.
         from pallas_kernels.skinny_matmul.mosaic_gpu import stream_matmul
 
-        return stream_matmul(x, weight[None], stream)
+        return stream_matmul(x, weight, stream)
     config = skinny_config(x.shape[0], *weight.shape)
     takes_triton = SKINNY_BY_DEFAULT and config is not None and takes_16_bits
     if pick_implementation(implementation, takes_triton=takes_triton) == "reference":

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 MIN_WEIGHTS = 1 << 22
 NUM_SMS = 132  # streaming multiprocessors of an H100 or H200
 SHARED_BYTES = 232448 - 2048  # that a program may have, less its barriers
-# XLA's products of more columns than this, or of more rows, are as fast.
+# XLA's products of more columns than this, or of more rows, are as fast in a step.
 MAX_STREAM_COLUMNS = 8192
-MAX_STREAM_ROWS = 256
+MAX_STREAM_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,12 @@ class StreamConfig:
         block_n: columns of the result (rows of each matrix) that a program computes at a time.
         num_stages: blocks that its ring holds.
         parts: equal parts that the summed axis is cut into.
-        row_tiles: programs of a cluster that share the rows, and get the same weights by one fetch.
-        column_cluster: programs of a cluster that compute neighbouring columns, and get the same rows by one fetch. It
-            or row_tiles is 1.
         block_d: values of each row a block; a multiple of 64.
     """
 
     block_n: int
     num_stages: int
     parts: int = 1
-    row_tiles: int = 1
-    column_cluster: int = 1
     block_d: int = 64
 
 
@@ -80,41 +75,25 @@ def stream_config(num_rows: int, columns: int, size: int, *, one_part: bool = Fa
         num_rows: T.
         columns: N.
         size: D.
-        one_part: the reader does not sum parts on its way, so that they cost it a kernel of its own.
+        one_part: the reader does not sum parts on its way, so that they would cost it a kernel of its own.
     """
-    if not 16 < num_rows <= MAX_STREAM_ROWS or num_rows % 8 or columns % 8:
+    if not 16 < num_rows <= MAX_STREAM_ROWS or columns % 8:
         return None
     if columns > MAX_STREAM_COLUMNS or columns * size < MIN_WEIGHTS:
         return None
-    if num_rows <= 64:
-        config = _few_rows(num_rows, columns, size, one_part)
-    elif size > 8192:  # XLA's are as fast.
-        return None
-    elif num_rows <= 128:
-        config = _fitting(128, StreamConfig(_columns_each(2 * columns, NUM_SMS, 16), 0, 2))
-    else:
-        # Two programs share the rows of a tile of columns. If those are few, D is cut, to let each have enough.
-        parts = 2 if columns <= 72 * NUM_SMS // 2 else 1
-        config = _fitting(128, StreamConfig(_columns_each(parts * columns, NUM_SMS // 2, 8), 0, parts, row_tiles=2))
-    return config if config.num_stages >= 2 and size % (config.parts * config.block_d) == 0 else None
-
-
-def _few_rows(num_rows: int, columns: int, size: int, one_part: bool) -> StreamConfig:
-    """A cut for up to 64 rows, whose fetching costs little beside the weights'."""
     if one_part:
-        return _fitting(64, StreamConfig(_columns_each(columns, NUM_SMS, 16), 0, block_d=128))
-    if size > 8192:
-        return _fitting(64, StreamConfig(_columns_each(4 * columns, NUM_SMS, 16), 0, 4))
-    return _fitting(64, StreamConfig(_columns_each(2 * columns, NUM_SMS, 16), 0, 2, block_d=128))
+        config = _one_tile_each(columns, StreamConfig(0, 0, block_d=128))
+    elif size > 8192:
+        config = _one_tile_each(columns, StreamConfig(0, 0, parts=4))
+    else:
+        config = _one_tile_each(columns, StreamConfig(0, 0, parts=2, block_d=128))
+    return config if size % (config.parts * config.block_d) == 0 else None
 
 
-def _columns_each(columns: int, programs: int, multiple: int) -> int:
-    """Columns of a tile, so that the programs get one each; at most 128, which the registers hold."""
-    return min(128, -(-columns // (programs * multiple)) * multiple)
-
-
-def _fitting(rows: int, config: StreamConfig) -> StreamConfig:
-    """The config with as many stages as shared memory holds beside the result of `rows` rows, but at most 12."""
-    result = rows * config.block_n * (2 if config.parts == 1 else 4)
-    stage = 2 * config.block_d * (rows + config.block_n)
-    return replace(config, num_stages=min(12, (SHARED_BYTES - result) // stage))
+def _one_tile_each(columns: int, config: StreamConfig) -> StreamConfig:
+    """The config with tiles so wide that each program gets one, if they are not too many, and as many stages as shared
+    memory holds, but at most 12."""
+    block_n = min(128, -(-config.parts * columns // (NUM_SMS * 16)) * 16)
+    result = MAX_STREAM_ROWS * block_n * (2 if config.parts == 1 else 4)
+    stage = 2 * config.block_d * (MAX_STREAM_ROWS + block_n)
+    return replace(config, block_n=block_n, num_stages=min(12, (SHARED_BYTES - result) // stage))

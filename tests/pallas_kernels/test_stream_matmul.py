@@ -1,0 +1,60 @@
+"""Products of up to 64 rows in Mosaic GPU, interpreted on the CPU in float16, against float64."""
+
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.skinny_matmul import mosaic_gpu, skinny_matmul
+from pallas_kernels.skinny_matmul.config import SHARED_BYTES, StreamConfig, stream_config
+
+# (rows, columns, summed axis, how it is cut)
+CASES = {
+    "whole tiles": (64, 64, 256, StreamConfig(32, 2)),
+    "more tiles than programs": (24, 160, 128, StreamConfig(32, 2)),
+    "columns end inside a tile": (32, 40, 128, StreamConfig(32, 2)),
+    "rows end inside a tile": (17, 32, 128, StreamConfig(32, 2)),
+    "two parts": (32, 64, 256, StreamConfig(32, 2, 2)),
+    "a block of 128 values": (32, 64, 512, StreamConfig(32, 3, 2, 128)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_parts_sum_to_the_product(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mosaic_gpu, "NUM_SMS", 3)
+    rows, columns, size, config = CASES[case]
+    rng = np.random.default_rng(rows)
+    x = rng.standard_normal((rows, size)).astype(np.float16)
+    weight = rng.standard_normal((columns, size)).astype(np.float16)
+    parts = mosaic_gpu.stream_matmul(
+        jnp.asarray(x), jnp.asarray(weight), config, interpret=plgpu.InterpretGPUParams(detect_races=True)
+    )
+    assert parts.shape == (config.parts, rows, columns)
+    product = x.astype(np.float64) @ weight.astype(np.float64).T
+    error = np.abs(np.asarray(parts, np.float64).sum(0) - product).max() / np.abs(product).max()
+    assert error < (1e-3 if config.parts == 1 else 1e-5)
+
+
+def test_a_cut_fits_the_summed_axis_and_shared_memory_and_other_shapes_are_left_to_others() -> None:
+    for rows in (17, 24, 32, 64):
+        for columns, size in ((6144, 4096), (4096, 4096), (4096, 14336), (2048, 8192), (5120, 13824), (4096, 11008)):
+            for one_part in (False, True):
+                config = stream_config(rows, columns, size, one_part=one_part)
+                assert config is not None
+                assert size % (config.parts * config.block_d) == 0
+                assert config.num_stages >= 3
+                ring = config.num_stages * 2 * config.block_d * (64 + config.block_n)
+                assert ring + 64 * config.block_n * (2 if config.parts == 1 else 4) <= SHARED_BYTES
+                assert config.parts == 1 or not one_part
+    assert stream_config(16, 4096, 4096) is None
+    assert stream_config(65, 4096, 4096) is None
+    assert stream_config(32, 28672, 4096) is None
+    assert stream_config(32, 64, 64) is None
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    x, weight = jnp.zeros((65, 128), jnp.float16), jnp.zeros((64, 128), jnp.float16)
+    with pytest.raises(ValueError, match="at most 64"):
+        mosaic_gpu.stream_matmul(x, weight, StreamConfig(32, 2))
+    with pytest.raises(ValueError, match="mosaic_gpu does not take"):
+        skinny_matmul(x, weight, implementation="mosaic_gpu")
