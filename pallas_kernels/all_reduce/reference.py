@@ -1,0 +1,34 @@
+"""The operations by XLA's collectives, which run on any devices."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from pallas_kernels.residual_norm.reference import NormKind, residual_norm_reference
+
+
+def sum_local_parts(parts: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """[parts, T, D] to this device's sum [T, D], rounded to `dtype` as if one product had given it."""
+    return (parts[0] if parts.shape[0] == 1 else jnp.sum(parts, axis=0)).astype(dtype)
+
+
+def all_reduce_reference(parts: jax.Array, dtype: DTypeLike, axis_name: str) -> jax.Array:
+    """See `all_reduce`."""
+    summed: jax.Array = jax.lax.psum(sum_local_parts(parts, dtype), axis_name)
+    return summed
+
+
+def all_reduce_residual_norm_reference(
+    x: jax.Array, parts: jax.Array, weight: jax.Array, axis_name: str, *, eps: float, kind: NormKind
+) -> tuple[jax.Array, jax.Array]:
+    """See `all_reduce_residual_norm`."""
+    return residual_norm_reference(x, all_reduce_reference(parts, x.dtype, axis_name), weight, eps=eps, kind=kind)
+
+
+def argmax_over_devices_reference(values: jax.Array, ids: jax.Array, axis_name: str) -> jax.Array:
+    """See `argmax_over_devices`."""
+    all_values, all_ids = jax.lax.all_gather((values, ids), axis_name)
+    # The first device of those with the largest value: ids rise from device to device.
+    winner = jnp.argmax(all_values, axis=0)
+    chosen: jax.Array = jnp.take_along_axis(all_ids, winner[None], axis=0)[0]
+    return chosen

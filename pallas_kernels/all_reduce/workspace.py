@@ -1,0 +1,181 @@
+"""The memory that GPUs write into for each other, and the table of its addresses.
+
+XLA lets all GPUs of a process reach each other's memory, so an address on one is good in a kernel on another. What the
+kernels need of that lies in one array a GPU; where, is in a small array that goes into the step like a weight.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pallas_kernels.all_reduce.config import LINE_DATA_BYTES, MAX_EXCHANGE_ROWS, one_shot_rows
+
+_ALIGNMENT = 256
+_LINE_BYTES = 2 * LINE_DATA_BYTES
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+@dataclass(frozen=True)
+class WorkspaceLayout:
+    """What lies where in each device's workspace. Offsets are in bytes.
+
+    First comes the error word: not 0 once a wait was given up. A row of the residual stream, and a row of an exchange,
+    each have a counter of the calls they took part in, its epoch. An inbox holds lines of 16 bytes: half of it data,
+    half the epoch. It is there twice, for even and odd epochs: who sends epoch e has finished reading epoch e - 2.
+
+    Attributes:
+        num_devices: N, 2 or more.
+        row_bytes: most bytes of a row.
+        max_rows: most rows of a call.
+        max_exchange_rows: most rows of an exchange of maxima.
+    """
+
+    num_devices: int
+    row_bytes: int
+    max_rows: int
+    max_exchange_rows: int = MAX_EXCHANGE_ROWS
+
+    @classmethod
+    def of(cls, hidden_size: int, itemsize: int, num_devices: int) -> "WorkspaceLayout":
+        """For rows of some values of `itemsize` bytes, as many as `config.one_shot_rows` says."""
+        row_bytes = hidden_size * itemsize
+        return cls(num_devices, row_bytes, one_shot_rows(row_bytes, num_devices))
+
+    @property
+    def row_counters(self) -> int:
+        """Offset of [max_rows] int32."""
+        return _ALIGNMENT
+
+    @property
+    def exchange_counters(self) -> int:
+        """Offset of [max_exchange_rows] int32."""
+        return self.row_counters + _aligned(4 * self.max_rows)
+
+    @property
+    def exchange_inbox(self) -> int:
+        """Offset of [2, N - 1, max_exchange_rows] lines."""
+        return self.exchange_counters + _aligned(4 * self.max_exchange_rows)
+
+    @property
+    def row_inbox(self) -> int:
+        """Offset of [2, N - 1, max_rows, row_bytes / 8] lines."""
+        return self.exchange_inbox + 2 * (self.num_devices - 1) * self.max_exchange_rows * _LINE_BYTES
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of a device's workspace."""
+        lines = -(-self.row_bytes // LINE_DATA_BYTES)
+        return _aligned(self.row_inbox + 2 * (self.num_devices - 1) * self.max_rows * lines * _LINE_BYTES)
+
+    @property
+    def table_columns(self) -> int:
+        """int32 values of a row of the table of addresses."""
+        return 2 * self.num_devices + 2
+
+    def takes(self, num_rows: int, row_bytes: int) -> bool:
+        """Whether rows can be summed in it."""
+        return num_rows <= self.max_rows and row_bytes <= self.row_bytes and row_bytes % LINE_DATA_BYTES == 0
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Peers:
+    """What the operations need to reach the other devices.
+
+    Attributes:
+        table: [N, 2 N + 2] int32, `address_table`, split over the devices: inside `shard_map`, one row of it.
+        layout: of the workspaces. Static.
+    """
+
+    table: jax.Array
+    layout: WorkspaceLayout = field(metadata={"static": True})
+
+
+def address_table(addresses: Sequence[int]) -> np.ndarray:
+    """[N, 2 N + 2] int32 from the addresses of the N workspaces.
+
+    Row r holds the addresses of ranks r, r + 1, ... modulo N, the low and the high half of each, then r, then 0.
+    """
+    size = len(addresses)
+    rows = []
+    for rank in range(size):
+        reached = [addresses[(rank + j) % size] for j in range(size)]
+        halves = [half for address in reached for half in (address & 0xFFFFFFFF, address >> 32)]
+        rows.append([*halves, rank, 0])
+    return np.array(rows, np.uint32).view(np.int32)
+
+
+class PeerWorkspace:
+    """The workspaces of a mesh's devices. Must be kept as long as any step that was given its table may run.
+
+    One belongs to one stream of steps: steps that ran at the same time would mix their rows.
+
+    Args:
+        mesh: of one axis; of devices for which `why_no_peers` is None.
+        layout: for as many devices.
+
+    Attributes:
+        peers: what the operations take.
+    """
+
+    def __init__(self, mesh: Mesh, layout: WorkspaceLayout) -> None:
+        (axis,) = mesh.axis_names
+        devices = list(mesh.devices.flat)
+        if len(devices) != layout.num_devices:
+            raise ValueError(f"the layout is for {layout.num_devices} devices; the mesh has {len(devices)}")
+        split = NamedSharding(mesh, PartitionSpec(axis))
+        shape = (len(devices), layout.num_bytes // 4)
+        zeros = jax.jit(lambda: jnp.zeros(shape, jnp.int32), out_shardings=split)()
+        self._memory: jax.Array = jax.block_until_ready(zeros)
+        pointers = {s.device: s.data.unsafe_buffer_pointer() for s in self._memory.addressable_shards}
+        table = address_table([pointers[device] for device in devices])
+        self.peers = Peers(jax.device_put(table, split), layout)
+
+    def errors(self) -> list[int]:
+        """The error word of each device, by rank. Waits for the steps in flight."""
+        return [int(np.asarray(s.data[0, 0])) for s in self._memory.addressable_shards]
+
+
+def why_no_peers(mesh: Mesh) -> str | None:
+    """Why the devices of a mesh cannot write into each other's memory; None if they can.
+
+    Devices that are only described, to compile for, are taken for GPUs of one host.
+    """
+    devices = list(mesh.devices.flat)
+    if len(devices) < 2:
+        return "there is one device"
+    if any(device.platform not in ("gpu", "cuda") for device in devices):
+        return "the devices are not NVIDIA GPUs"
+    if len({device.process_index for device in devices}) > 1:
+        return "the devices belong to several processes"
+    if not isinstance(devices[0], jax.Device) or devices[0] not in jax.devices():
+        return None
+    ordinals = [device.local_hardware_id for device in devices]
+    for a in ordinals:
+        for b in ordinals:
+            if a is None or b is None or (a != b and not _can_access(a, b)):
+                return f"GPU {a} cannot reach the memory of GPU {b}"
+    return None
+
+
+def _can_access(device: int, peer: int) -> bool:
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    handles = []
+    for ordinal in (device, peer):
+        handle = ctypes.c_int()
+        if cuda.cuDeviceGet(ctypes.byref(handle), ordinal):
+            return False
+        handles.append(handle)
+    reachable = ctypes.c_int()
+    return not cuda.cuDeviceCanAccessPeer(ctypes.byref(reachable), *handles) and bool(reachable.value)

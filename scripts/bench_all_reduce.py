@@ -1,0 +1,434 @@
+#!/usr/bin/env python3
+"""Checks and times the all-reduce over peer pointers on 2 to 8 GPUs of one machine.
+
+    scripts/bench_all_reduce.py --check --time --output all_reduce.json
+
+--check: sums, sums with residual and norm, and maxima, for several dtypes, sizes and numbers of rows, against NumPy;
+that all GPUs hold the same bits; calls in one executable, in several, and in two that take turns; and that a GPU whose
+peer never arrives goes on within seconds and says so. --time: microseconds a call, by the kernels and by XLA's
+collectives. Calls are chained, each after a multiplication by an array of the GPU's own, which keeps XLA from leaving
+collectives out; the line `multiply` is that alone. A case that fails is reported, and the others still run. Prints a
+table, and JSON to --output.
+"""
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.sharding import Mesh, NamedSharding  # noqa: E402
+from jax.sharding import PartitionSpec as P  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from pallas_kernels.all_reduce import (  # noqa: E402
+    Peers,
+    PeerWorkspace,
+    WorkspaceLayout,
+    all_reduce,
+    all_reduce_residual_norm,
+    argmax_over_devices,
+    why_no_peers,
+)
+from pallas_kernels.all_reduce.arg_specs import BENCHMARK_ROWS  # noqa: E402
+from pallas_kernels.residual_norm import NormKind  # noqa: E402
+
+AXIS = "tensor"
+EPS = 1e-5
+CHAIN = 32
+REPEATS = 20
+# (dtype, D, rows, parts, kind); None is as many rows as the workspace takes.
+SUMS: tuple[tuple[str, int, int | None, int, NormKind], ...] = (
+    ("bfloat16", 4096, 1, 1, "rms"),
+    ("bfloat16", 4096, 256, 1, "rms"),
+    ("bfloat16", 4096, None, 1, "rms"),
+    ("bfloat16", 4096, 5, 3, "rms_rounded_last"),
+    ("bfloat16", 576, 33, 1, "rms_plus_one"),
+    ("bfloat16", 8192, 64, 1, "rms"),
+    ("bfloat16", 16384, 7, 1, "rms"),
+    ("float16", 4096, 17, 1, "rms_plus_one"),
+    ("float16", 5120, 128, 2, "rms"),
+    ("float32", 576, 3, 1, "rms_rounded_last"),
+    ("float32", 4096, 128, 1, "rms"),
+    ("float32", 16384, 2, 1, "rms"),
+)
+
+
+class Bench:
+    """The GPUs, and workspaces on them as they are needed."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self.size = mesh.devices.size
+        self._workspaces: dict[tuple[int, int], PeerWorkspace] = {}
+
+    def workspace(self, size: int, dtype: str) -> PeerWorkspace:
+        """One for rows of `size` values; kept, so that cases of one size go on where others ended."""
+        key = (size, jnp.dtype(dtype).itemsize)
+        if key not in self._workspaces:
+            self._workspaces[key] = self.new_workspace(size, dtype)
+        return self._workspaces[key]
+
+    def new_workspace(self, size: int, dtype: str) -> PeerWorkspace:
+        """One of its own."""
+        return PeerWorkspace(self.mesh, WorkspaceLayout.of(size, jnp.dtype(dtype).itemsize, self.size))
+
+    def put(self, array: np.ndarray, *axes: str) -> jax.Array:
+        """An array on the GPUs, split by these axes; whole on each with none."""
+        return jax.device_put(array, NamedSharding(self.mesh, P(*axes)))
+
+    def jit(self, function: Callable[..., Any], in_specs: Any) -> Any:
+        """A function of each GPU's own arrays, compiled; its results come back one after the other, rank by rank."""
+        mapped = jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=P(AXIS), check_vma=False)
+        return jax.jit(mapped)
+
+
+def host(array: jax.Array) -> np.ndarray:
+    return np.asarray(array)
+
+
+def sum_function(peers: Peers, kind: NormKind) -> Callable[..., Any]:
+    def both(x: jax.Array, parts: jax.Array, weight: jax.Array, table: jax.Array) -> Any:
+        local = Peers(table, peers.layout)
+        summed = all_reduce(parts, local, axis_name=AXIS, dtype=x.dtype, implementation="triton")
+        # The second call sums other values, and comes after the first: calls of one workspace must not overlap.
+        parts, _ = jax.lax.optimization_barrier((parts * 2, summed))
+        fused = all_reduce_residual_norm(
+            x, parts, weight, local, axis_name=AXIS, eps=EPS, kind=kind, implementation="triton"
+        )
+        return summed, *fused
+
+    return both
+
+
+def same_on_all(array: np.ndarray, ranks: int) -> np.ndarray:
+    """The part of the first rank, after a look at whether the others have the same bits."""
+    parts = array.reshape(ranks, -1, *array.shape[1:])
+    for rank in range(1, ranks):
+        if parts[rank].tobytes() != parts[0].tobytes():
+            raise AssertionError(f"rank {rank} has other bits than rank 0")
+    return parts[0]
+
+
+def expected_sum(parts: np.ndarray, ranks: int, dtype: Any) -> np.ndarray:
+    """[ranks * parts, T, D] as the kernels add it up, bit by bit, in `dtype`."""
+    total = np.zeros(parts.shape[1:], np.float32)
+    for own in parts.reshape(ranks, -1, *parts.shape[1:]):
+        local = own[0].astype(np.float32)
+        for part in own[1:]:
+            local = local + part
+        total = total + local.astype(dtype).astype(np.float32)
+    return total.astype(dtype)
+
+
+def check_sums(bench: Bench, dtype: str, size: int, rows: int | None, num_parts: int, kind: NormKind) -> None:
+    workspace = bench.workspace(size, dtype)
+    peers = workspace.peers
+    rows = rows or peers.layout.max_rows
+    t = jnp.dtype(dtype)
+    rng = np.random.default_rng(rows)
+    x, weight = (rng.standard_normal(s).astype(t) for s in ((rows, size), (size,)))
+    parts = rng.standard_normal((bench.size * num_parts, rows, size)).astype(t if num_parts == 1 else np.float32)
+    step = bench.jit(sum_function(peers, kind), (P(), P(AXIS), P(), P(AXIS)))
+    args = [bench.put(x), bench.put(parts, AXIS), bench.put(weight), peers.table]
+    # Three calls, so that both halves of the inboxes are written again.
+    for _ in range(3):
+        results = step(*args)
+    summed, stream, normed = (same_on_all(host(r), bench.size) for r in results)
+    if any(workspace.errors()):
+        raise AssertionError(f"a wait was given up: {workspace.errors()}")
+    want = expected_sum(parts, bench.size, t)
+    np.testing.assert_array_equal(summed.astype(np.float32), want.astype(np.float32), "the sum")
+    np.testing.assert_allclose(
+        summed.astype(np.float64), parts.astype(np.float64).sum(0), rtol=0, atol=0.05 if t.itemsize == 2 else 1e-5
+    )
+    twice = expected_sum(parts * np.asarray(2, parts.dtype), bench.size, t).astype(np.float32)
+    want = (x.astype(np.float32) + twice).astype(t)
+    np.testing.assert_array_equal(stream.astype(np.float32), want.astype(np.float32), "the residual stream")
+    exact = want.astype(np.float64)
+    exact /= np.sqrt((exact**2).mean(-1, keepdims=True) + EPS)
+    exact *= weight.astype(np.float64) + (kind == "rms_plus_one")
+    tolerance = {"bfloat16": 2e-2, "float16": 3e-3, "float32": 1e-5}[dtype]
+    np.testing.assert_allclose(normed.astype(np.float64), exact, rtol=tolerance, atol=tolerance, err_msg="the norm")
+
+
+def argmax_function(peers: Peers) -> Callable[..., Any]:
+    def choose(values: jax.Array, ids: jax.Array, table: jax.Array) -> jax.Array:
+        local = Peers(table, peers.layout)
+        return argmax_over_devices(values[0], ids[0], local, axis_name=AXIS, implementation="triton")
+
+    return choose
+
+
+def check_argmax(bench: Bench, rows: int) -> None:
+    workspace = bench.workspace(4096, "bfloat16")
+    rng = np.random.default_rng(rows)
+    # Few values, so that many rows have ties.
+    values = rng.integers(-3, 3, (bench.size, rows)).astype(np.float32)
+    values[:, : rows // 3] = rng.standard_normal((bench.size, rows // 3))
+    ids = (np.arange(bench.size)[:, None] * 1000 + rng.integers(0, 1000, (bench.size, rows))).astype(np.int32)
+    step = bench.jit(argmax_function(workspace.peers), (P(AXIS), P(AXIS), P(AXIS)))
+    for _ in range(3):
+        chosen = step(bench.put(values, AXIS), bench.put(ids, AXIS), workspace.peers.table)
+    want = np.take_along_axis(ids, values.argmax(0)[None], 0)[0]
+    np.testing.assert_array_equal(same_on_all(host(chosen), bench.size), want)
+
+
+def check_interleaved(bench: Bench) -> None:
+    """Two executables of different rows take turns, with many calls in flight, and chains of calls in each."""
+    workspace = bench.workspace(4096, "bfloat16")
+    peers = workspace.peers
+    rng = np.random.default_rng(0)
+
+    def chain(parts: jax.Array, table: jax.Array) -> jax.Array:
+        local = Peers(table, peers.layout)
+        for i in range(4):
+            summed = all_reduce(parts, local, axis_name=AXIS, implementation="triton")
+            # Exact in bfloat16: small whole numbers.
+            parts = parts + (summed[None] * 0 + i)
+        return all_reduce(parts, local, axis_name=AXIS, implementation="triton")
+
+    steps, inputs, wants = [], [], []
+    for rows in (8, 40):
+        values = rng.integers(-8, 8, (bench.size, rows, 4096)).astype(jnp.bfloat16)
+        steps.append(bench.jit(chain, (P(AXIS), P(AXIS))))
+        inputs.append(bench.put(values, AXIS))
+        wants.append(values.astype(np.float32).sum(0) + bench.size * 6)
+    results = [(i, steps[i](inputs[i], peers.table)) for turn in range(60) for i in ((0, 1) if turn % 3 else (1, 0))]
+    for i, result in results:
+        np.testing.assert_array_equal(same_on_all(host(result), bench.size).astype(np.float32), wants[i])
+
+
+def check_missing_peer(bench: Bench) -> dict[str, Any]:
+    """The first GPU alone makes a call: it must end, its error word be set, and later calls not wait."""
+    workspace = bench.new_workspace(4096, "bfloat16")
+    layout = workspace.peers.layout
+    alone = Mesh(bench.mesh.devices[:1], (AXIS,))
+
+    def choose(parts: jax.Array, table: jax.Array) -> jax.Array:
+        local = Peers(table, layout)
+        summed = all_reduce(parts, local, axis_name=AXIS, implementation="triton")
+        ids = jnp.arange(parts.shape[1], dtype=jnp.int32)
+        return argmax_over_devices(
+            summed[:, 0].astype(jnp.float32), ids, local, axis_name=AXIS, implementation="triton"
+        )
+
+    mapped = jax.shard_map(choose, mesh=alone, in_specs=(P(), P()), out_specs=P(), check_vma=False)
+    device = bench.mesh.devices.flat[0]
+    parts = jax.device_put(np.ones((1, 300, 4096), jnp.bfloat16), device)
+    (table,) = (s.data for s in workspace.peers.table.addressable_shards if s.device == device)
+    step = jax.jit(mapped).lower(parts, table).compile()
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        chosen = host(step(parts, table))
+        seconds.append(time.perf_counter() - started)
+        if (chosen != -1).any():
+            raise AssertionError(f"a result of no meaning is not told from others: {chosen[:8]}")
+    errors = workspace.errors()
+    if not errors[0]:
+        raise AssertionError(f"the error word is not set: {errors}")
+    if not 0.05 < seconds[0] < 30 or max(seconds[1:]) > 0.1:
+        raise AssertionError(f"waits took {seconds} s")
+    return {"seconds": seconds, "errors": errors}
+
+
+def check_late_peer(bench: Bench) -> dict[str, Any]:
+    """A peer that arrives after the others gave up: all of them end, and all say so."""
+    workspace = bench.new_workspace(4096, "bfloat16")
+    table = np.array(host(workspace.peers.table))
+    # The last rank writes to itself only.
+    table[-1, : 2 * bench.size : 2], table[-1, 1 : 2 * bench.size : 2] = table[-1, 0], table[-1, 1]
+    values, ids = np.zeros((bench.size, 4), np.float32), np.arange(4 * bench.size, dtype=np.int32).reshape(-1, 4)
+    step = bench.jit(argmax_function(workspace.peers), (P(AXIS), P(AXIS), P(AXIS)))
+    args = bench.put(values, AXIS), bench.put(ids, AXIS)
+    started = time.perf_counter()
+    first = host(step(*args, bench.put(table, AXIS))).reshape(bench.size, -1)
+    seconds = time.perf_counter() - started
+    if (first[:-1] != -1).any():
+        raise AssertionError(f"ranks that waited in vain must choose -1: {first.tolist()}")
+    # Now it does send, and the others tell it what happened.
+    second = host(step(*args, workspace.peers.table)).reshape(bench.size, -1)
+    if (second != -1).any():
+        raise AssertionError(f"all ranks must hear of it: {second.tolist()}")
+    return {"seconds": seconds, "errors": workspace.errors()}
+
+
+def chain_function(kind: str, layout: WorkspaceLayout) -> Callable[..., Any]:
+    """CHAIN calls one after the other."""
+    implementation: Any = "triton" if kind.startswith("kernel") else "reference"
+
+    def run(x: jax.Array, scale: jax.Array, weight: jax.Array, table: jax.Array) -> jax.Array:
+        peers = Peers(table, layout)
+        hidden = x
+        for _ in range(CHAIN):
+            parts = (hidden * scale[0])[None]
+            if kind == "multiply":
+                hidden = jax.lax.optimization_barrier(parts)[0]
+            elif kind.endswith("norm"):
+                reduce = partial(all_reduce_residual_norm, axis_name=AXIS, eps=EPS, implementation=implementation)
+                x, hidden = reduce(x, parts, weight, peers)
+            else:
+                hidden = all_reduce(parts, peers, axis_name=AXIS, implementation=implementation)
+        return x + hidden
+
+    return run
+
+
+def time_calls(bench: Bench, kind: str, rows: int, size: int, dtype: str) -> float:
+    """Microseconds a call."""
+    workspace = bench.workspace(size, dtype)
+    rng = np.random.default_rng(0)
+    x, weight = (bench.put(rng.standard_normal(s).astype(dtype)) for s in ((rows, size), (size,)))
+    scale = bench.put(np.full((bench.size, 1), 0.5, dtype), AXIS)
+    step = bench.jit(chain_function(kind, workspace.peers.layout), (P(), P(AXIS), P(), P(AXIS)))
+    args = x, scale, weight, workspace.peers.table
+    # The first runs are not captured as a CUDA graph.
+    for _ in range(3):
+        step(*args).block_until_ready()
+    times = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        for _ in range(4):
+            result = step(*args)
+        result.block_until_ready()
+        times.append((time.perf_counter() - started) / 4)
+    return 1e6 * float(np.median(times)) / CHAIN
+
+
+def time_exchange(bench: Bench, rows: int) -> float:
+    """Microseconds an exchange of maxima."""
+    workspace = bench.workspace(4096, "bfloat16")
+    layout = workspace.peers.layout
+
+    def run(values: jax.Array, ids: jax.Array, table: jax.Array) -> jax.Array:
+        local = Peers(table, layout)
+        chosen = ids[0]
+        for _ in range(CHAIN):
+            chosen = argmax_over_devices(values[0], chosen, local, axis_name=AXIS, implementation="triton")
+        return chosen
+
+    step = bench.jit(run, (P(AXIS), P(AXIS), P(AXIS)))
+    values = bench.put(np.zeros((bench.size, rows), np.float32), AXIS)
+    ids = bench.put(np.zeros((bench.size, rows), np.int32), AXIS)
+    times = []
+    for _ in range(REPEATS + 3):
+        started = time.perf_counter()
+        step(values, ids, workspace.peers.table).block_until_ready()
+        times.append(time.perf_counter() - started)
+    return 1e6 * float(np.median(times[3:])) / CHAIN
+
+
+class Record:
+    """What was found so far, written after each case."""
+
+    def __init__(self, path: Path | None, seconds: float, **about: Any) -> None:
+        self._path = path
+        self._end = time.monotonic() + seconds
+        self.data: dict[str, Any] = {**about, "checks": {}, "times": []}
+
+    def attempt(self, name: str, case: Callable[[], Any]) -> Any:
+        """The result of a case, or None if it failed or the time is up."""
+        if time.monotonic() > self._end:
+            self._note(name, "not run: out of time")
+            return None
+        started = time.monotonic()
+        try:
+            result = case()
+        except Exception as error:
+            traceback.print_exc()
+            self._note(name, f"failed: {type(error).__name__}: {str(error)[:500]}")
+            return None
+        self._note(name, "passed", took=time.monotonic() - started, result=result)
+        return result
+
+    def save(self) -> None:
+        """Write the file."""
+        if self._path is not None:
+            self._path.write_text(json.dumps(self.data, indent=2) + "\n")
+
+    @property
+    def num_problems(self) -> int:
+        """Cases that did not pass."""
+        return sum(check["outcome"] != "passed" for check in self.data["checks"].values())
+
+    def _note(self, name: str, outcome: str, **more: Any) -> None:
+        print(f"{name}: {outcome} {more.get('result') or ''}", file=sys.stderr, flush=True)
+        self.data["checks"][name] = {"outcome": outcome, **more}
+        self.save()
+
+
+def check_all(bench: Bench, record: Record) -> None:
+    for dtype, size, rows, parts, kind in SUMS:
+        name = f"sum {dtype}, D {size}, {rows or 'most'} rows, {parts} parts, {kind}"
+        record.attempt(name, partial(check_sums, bench, dtype, size, rows, parts, kind))
+    for rows in (1, 31, 1000):
+        record.attempt(f"argmax of {rows} rows", partial(check_argmax, bench, rows))
+    record.attempt("two executables take turns", partial(check_interleaved, bench))
+
+
+def time_all(bench: Bench, record: Record, size: int, dtype: str) -> None:
+    most = bench.workspace(size, dtype).peers.layout.max_rows
+    kinds = ("kernel sum", "kernel norm", "XLA sum", "XLA norm", "multiply")
+    for rows in BENCHMARK_ROWS:
+        row: dict[str, Any] = {"rows": rows, "D": size, "dtype": dtype}
+        for kind in kinds:
+            if rows <= most or not kind.startswith("kernel"):
+                name = f"time {kind}, {rows} rows"
+                row[kind] = record.attempt(name, partial(time_calls, bench, kind, rows, size, dtype))
+        row["exchange"] = record.attempt(f"time exchange, {rows} rows", partial(time_exchange, bench, rows))
+        record.data["times"].append(row)
+        record.save()
+    columns = ("rows", *kinds, "exchange")
+    table = Table(title=f"µs a call, D {size}, {dtype}, {bench.size} GPUs")
+    for column in columns:
+        table.add_column(column)
+    for row in record.data["times"]:
+        table.add_row(*(f"{v:.1f}" if isinstance(v := row.get(c), float) else str(v or "") for c in columns))
+    Console().print(table)
+
+
+def main() -> int:
+    """Read the command line, check, time, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--time", action="store_true")
+    parser.add_argument("--gpus", type=int, help="how many (default: all)")
+    parser.add_argument("--size", type=int, default=4096, help="D of the rows that are timed (default: 4096)")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--seconds", type=float, default=130, help="after which no further case is begun")
+    parser.add_argument("--output", type=Path, help="write JSON here")
+    args = parser.parse_args()
+
+    devices = jax.devices()[: args.gpus]
+    mesh = Mesh(np.array(devices), (AXIS,))
+    if (reason := why_no_peers(mesh)) is not None:
+        print(f"cannot run: {reason}", file=sys.stderr)
+        return 1
+    record = Record(args.output, args.seconds, device=devices[0].device_kind, gpus=len(devices), jax=jax.__version__)
+    bench = Bench(mesh)
+    if args.check:
+        check_all(bench, record)
+    if args.time:
+        time_all(bench, record, args.size, args.dtype)
+    if args.check:
+        # Last: nothing after them can be disturbed.
+        record.attempt("a peer that never arrives", partial(check_missing_peer, bench))
+        record.attempt("a peer that arrives too late", partial(check_late_peer, bench))
+    print(f"{record.num_problems} problems", file=sys.stderr)
+    return 1 if record.num_problems else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
