@@ -29,6 +29,8 @@ AXIS_RULES: MappingProxyType[str, str | None] = MappingProxyType(
         "gate_up": None,
         "position": None,
         "cos_sin": None,
+        "device": TENSOR_AXIS,  # an entry for each
+        "address": None,
         "replicated": None,
     }
 )

@@ -1,5 +1,6 @@
 """Token embeddings and the output head, both one table split over the vocabulary; learned positions."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -11,6 +12,7 @@ from jax.typing import DTypeLike
 
 from jaxserve.layers.parameter import abstract_param
 from jaxserve.sharding import TENSOR_AXIS, constrain, tensor_parallel_size
+from pallas_kernels.all_reduce import Peers, all_reduce, argmax_over_devices
 
 
 class VocabTable(nnx.Module):
@@ -32,33 +34,75 @@ class VocabTable(nnx.Module):
         self.vocab_size = vocab_size
         self.mesh = mesh
 
-    def embed(self, token_ids: jax.Array) -> jax.Array:
-        """[T] int32 to [T, D]. Ids outside the vocabulary (padding) give values of no meaning."""
+    def embed(self, token_ids: jax.Array, peers: Peers | None = None) -> jax.Array:
+        """[T] int32 to [T, D]. Ids outside the vocabulary (padding) give values of no meaning.
+
+        Over several devices `peers` is how they reach each other's memory; None leaves the sum to XLA.
+        """
         table = self.weight[...]
         if tensor_parallel_size(self.mesh) == 1:
             return jnp.take(table, token_ids, axis=0, mode="clip")
 
-        @partial(jax.shard_map, mesh=self.mesh, in_specs=(P(TENSOR_AXIS), P()), out_specs=P())
-        def lookup(rows: jax.Array, token_ids: jax.Array) -> jax.Array:
+        @partial(
+            jax.shard_map,
+            mesh=self.mesh,
+            in_specs=(P(TENSOR_AXIS), P(), P(TENSOR_AXIS)),
+            out_specs=P(),
+            check_vma=False,
+        )
+        def lookup(rows: jax.Array, token_ids: jax.Array, peers: Peers | None) -> jax.Array:
             # Every row lies on one device; the others add zeros, so the sum is exact.
             local = token_ids - jax.lax.axis_index(TENSOR_AXIS) * rows.shape[0]
             found = (local >= 0) & (local < rows.shape[0])
             values = jnp.take(rows, local, axis=0, mode="clip")
-            summed: jax.Array = jax.lax.psum(jnp.where(found[:, None], values, 0), TENSOR_AXIS)
-            return summed
+            return all_reduce(jnp.where(found[:, None], values, 0)[None], peers, axis_name=TENSOR_AXIS)
 
-        embedded: jax.Array = lookup(table, token_ids)
+        embedded: jax.Array = lookup(table, token_ids, peers)
         return embedded
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[S, D] to the scores of the tokens [S, V], float32, whole on every device."""
-        precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
-        scores = jnp.einsum(
-            "sd,vd->sv", hidden, self.weight[...], precision=precision, preferred_element_type=jnp.float32
-        )
+        scores = _scores(hidden, self.weight[...])
         # Each device scores its own rows of the table. Without saying so, jit gathers the whole table in every step.
         scores = constrain(scores, self.mesh, ("replicated", "vocab"))
         return constrain(scores, self.mesh)[:, : self.vocab_size]
+
+    def best_tokens(
+        self, hidden: jax.Array, peers: Peers | None, finish: Callable[[jax.Array], jax.Array]
+    ) -> jax.Array:
+        """[S, D] to the token of the highest score of each row [S] int32, the lower id of equal ones.
+
+        Over several devices the scores never come together: each sends its best one.
+
+        Args:
+            hidden: whole on every device.
+            peers: how the devices reach each other's memory; None leaves it to XLA.
+            finish: what is made of scores before they are compared.
+        """
+        if tensor_parallel_size(self.mesh) == 1:
+            return jnp.argmax(finish(self.logits(hidden)), axis=-1).astype(jnp.int32)
+
+        @partial(
+            jax.shard_map,
+            mesh=self.mesh,
+            in_specs=(P(), P(TENSOR_AXIS), P(TENSOR_AXIS)),
+            out_specs=P(),
+            check_vma=False,
+        )
+        def choose(hidden: jax.Array, rows: jax.Array, peers: Peers | None) -> jax.Array:
+            first = jax.lax.axis_index(TENSOR_AXIS) * rows.shape[0]
+            real = first + jnp.arange(rows.shape[0], dtype=jnp.int32) < self.vocab_size
+            scores = jnp.where(real, finish(_scores(hidden, rows)), -jnp.inf)
+            ids = first + jnp.argmax(scores, axis=-1).astype(jnp.int32)
+            return argmax_over_devices(scores.max(axis=-1), ids, peers, axis_name=TENSOR_AXIS)
+
+        chosen: jax.Array = choose(hidden, self.weight[...], peers)
+        return chosen
+
+
+def _scores(hidden: jax.Array, rows: jax.Array) -> jax.Array:
+    precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
+    return jnp.einsum("sd,vd->sv", hidden, rows, precision=precision, preferred_element_type=jnp.float32)
 
 
 class PositionTable(nnx.Module):

@@ -1,15 +1,16 @@
 """The matrix products around attention. Matrices lie as in checkpoints, outputs first."""
 
-from typing import Protocol
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from jaxserve.layers.parameter import abstract_param
-from jaxserve.sharding import constrain, tensor_parallel_size
+from jaxserve.sharding import TENSOR_AXIS, constrain, tensor_parallel_size
 from pallas_kernels.skinny_matmul import skinny_matmul
 
 
@@ -33,6 +34,43 @@ def multiply_in_parts(x: jax.Array, weight: jax.Array, mesh: Mesh, *, one_part: 
 def sum_parts(parts: jax.Array, dtype: DTypeLike) -> jax.Array:
     """[parts, T, N] to the product itself [T, N]."""
     return parts[0] if parts.shape[0] == 1 else jnp.sum(parts, axis=0).astype(dtype)
+
+
+def multiply_split(x: jax.Array, weight: jax.Array, bias: jax.Array | None, mesh: Mesh) -> jax.Array:
+    """A product whose summed axes are split over the devices, in parts that are left to be summed.
+
+    Args:
+        x: [T, ...], split by its second axis.
+        weight: [N, ...], likewise.
+        bias: [N], or None.
+        mesh: the devices.
+
+    Returns:
+        [parts, T, N], the bias in it. Over several devices each has parts of its own, by the first axis, and only the
+        sum over them all is the product.
+    """
+    if tensor_parallel_size(mesh) == 1:
+        # One contracted axis: with three, XLA transposes both sides before the product.
+        parts = multiply_in_parts(x.reshape(x.shape[0], -1), weight.reshape(weight.shape[0], -1), mesh)
+        return parts if bias is None else (sum_parts(parts, x.dtype) + bias)[None]
+
+    @partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(P(None, TENSOR_AXIS), P(None, TENSOR_AXIS), P()),
+        out_specs=P(TENSOR_AXIS),
+        check_vma=False,
+    )
+    def local(x: jax.Array, weight: jax.Array, bias: jax.Array | None) -> jax.Array:
+        parts = skinny_matmul(x.reshape(x.shape[0], -1), weight.reshape(weight.shape[0], -1))
+        if bias is None:
+            return parts
+        # One device adds it, for all.
+        mine = jnp.where(jax.lax.axis_index(TENSOR_AXIS) == 0, bias, jnp.zeros_like(bias))
+        return parts.at[0].add(mine.astype(parts.dtype))
+
+    products: jax.Array = local(x, weight, bias)
+    return products
 
 
 class QKVProjection(nnx.Module):
@@ -110,29 +148,8 @@ class OutputProjection(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, K, G, H] to [T, D], summed over the devices."""
-        out = constrain(sum_parts(self.in_parts(x), x.dtype), self.mesh)
-        return out if self.bias is None else out + self.bias[...]
+        return constrain(sum_parts(self.in_parts(x), x.dtype), self.mesh)
 
     def in_parts(self, x: jax.Array) -> jax.Array:
-        """[T, K, G, H] to [parts, T, D], still to be summed over parts and devices, without the bias."""
-        # One contracted axis: with three, XLA transposes both sides before the product.
-        weight = self.weight[...]
-        return multiply_in_parts(x.reshape(x.shape[0], -1), weight.reshape(weight.shape[0], -1), self.mesh)
-
-
-class MultipliesInParts(Protocol):
-    """A product whose last sum can be left to the reader."""
-
-    bias: nnx.Param[jax.Array] | None
-    mesh: Mesh
-
-    def __call__(self, x: jax.Array) -> jax.Array: ...
-
-    def in_parts(self, x: jax.Array) -> jax.Array: ...
-
-
-def parts_of(product: MultipliesInParts, x: jax.Array) -> jax.Array:
-    """A whole product as [parts, T, D]: several parts only where nothing but their sum is missing."""
-    if product.bias is not None or tensor_parallel_size(product.mesh) > 1:
-        return product(x)[None]
-    return product.in_parts(x)
+        """[T, K, G, H] to [parts, T, D] as `multiply_split` leaves them."""
+        return multiply_split(x, self.weight[...], None if self.bias is None else self.bias[...], self.mesh)

@@ -7,7 +7,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxserve.layers.linear import multiply_in_parts, parts_of, project, sum_parts
+from jaxserve.layers.linear import multiply_split, project, sum_parts
 from jaxserve.layers.parameter import abstract_param
 from jaxserve.sharding import constrain
 
@@ -65,12 +65,11 @@ class DownProjection(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, F] to [T, D], summed over the devices."""
-        out = constrain(sum_parts(self.in_parts(x), x.dtype), self.mesh)
-        return out if self.bias is None else out + self.bias[...]
+        return constrain(sum_parts(self.in_parts(x), x.dtype), self.mesh)
 
     def in_parts(self, x: jax.Array) -> jax.Array:
-        """[T, F] to [parts, T, D], still to be summed over parts and devices, without the bias."""
-        return multiply_in_parts(x, self.weight[...], self.mesh)
+        """[T, F] to [parts, T, D] as `multiply_split` leaves them."""
+        return multiply_split(x, self.weight[...], None if self.bias is None else self.bias[...], self.mesh)
 
 
 class UpProjection(nnx.Module):
@@ -104,8 +103,8 @@ class FeedForward(nnx.Module):
         return self.down_proj(self._inner(x))
 
     def in_parts(self, x: jax.Array) -> jax.Array:
-        """[T, D] to [parts, T, D], to be summed over the parts."""
-        return parts_of(self.down_proj, self._inner(x))
+        """[T, D] to [parts, T, D] as `multiply_split` leaves them."""
+        return self.down_proj.in_parts(self._inner(x))
 
     def _inner(self, x: jax.Array) -> jax.Array:
         """[T, D] to [T, F]."""

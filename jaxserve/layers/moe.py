@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
+from jaxserve.layers.linear import sum_parts
 from jaxserve.layers.parameter import abstract_param
-from jaxserve.sharding import TENSOR_AXIS, partition_spec, tensor_parallel_size
+from jaxserve.sharding import TENSOR_AXIS, constrain, partition_spec
 from pallas_kernels.grouped_matmul import expert_mlp
 from pallas_kernels.top_k_experts import top_k_experts
 
@@ -94,25 +95,24 @@ class RoutedExperts(nnx.Module):
         self.mesh = mesh
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[T, D] to [T, D], summed over the devices. A row's result does not depend on the other rows."""
+        """[T, D] to [T, D], summed over the devices."""
+        return constrain(sum_parts(self.in_parts(x), x.dtype), self.mesh)
+
+    def in_parts(self, x: jax.Array) -> jax.Array:
+        """[T, D] to [devices, T, D], a part of each device. A row's result does not depend on the other rows."""
 
         @partial(
             jax.shard_map,
             mesh=self.mesh,
             in_specs=(P(), P(), partition_spec(_GATE_UP_AXES), partition_spec(_DOWN_AXES)),
-            out_specs=P(),
+            out_specs=P(TENSOR_AXIS),
             check_vma=False,
         )
         def local(x: jax.Array, logits: jax.Array, gate_up: jax.Array, down: jax.Array) -> jax.Array:
             expert_ids, expert_weights = top_k_experts(
                 logits, self.num_experts_per_token, normalize=self.normalize_weights
             )
-            out = expert_mlp(x, expert_ids, expert_weights, gate_up, down)
-            return jax.lax.psum(out, TENSOR_AXIS) if tensor_parallel_size(self.mesh) > 1 else out
+            return expert_mlp(x, expert_ids, expert_weights, gate_up, down)[None]
 
         out: jax.Array = local(x, self.router(x), self.gate_up_proj.weight[...], self.down_proj.weight[...])
         return out
-
-    def in_parts(self, x: jax.Array) -> jax.Array:
-        """[T, D] to [1, T, D], as the other feed-forward layers leave it."""
-        return self(x)[None]

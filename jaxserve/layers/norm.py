@@ -10,8 +10,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from jaxserve.layers.linear import sum_parts
+from jaxserve.layers.device_sum import PARTS_SPEC, sum_over_devices
 from jaxserve.layers.parameter import abstract_param
+from jaxserve.sharding import TENSOR_AXIS, tensor_parallel_size
+from pallas_kernels.all_reduce import Peers, all_reduce_residual_norm
 from pallas_kernels.residual_norm import NormKind as RMSNormKind
 from pallas_kernels.residual_norm import residual_norm
 from pallas_kernels.residual_norm.reference import rms_norm, scale_normed
@@ -46,7 +48,6 @@ class RMSNorm(nnx.Module):
         self.weight = abstract_param(mesh, (size,), (axis,), dtype)
         self.eps = eps
         self.kind: RMSNormKind = kind
-        self.mesh = mesh
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] to [..., D], in the dtype of `x`."""
@@ -86,14 +87,17 @@ def make_norm(kind: NormKind, size: int, *, eps: float, mesh: Mesh, dtype: DType
 
 
 def add_and_norm(
-    x: jax.Array, delta: jax.Array | None, norm: RMSNorm | LayerNorm | None
+    x: jax.Array, delta: jax.Array | None, norm: RMSNorm | LayerNorm | None, mesh: Mesh, peers: Peers | None
 ) -> tuple[jax.Array, jax.Array]:
     """Add to the residual stream and normalise it.
 
     Args:
         x: [T, D] the residual stream, whole on every device.
-        delta: [T, D] or [parts, T, D] what is added to it; None adds nothing.
+        delta: what is added to it: [T, D], whole on every device, or [parts, T, D] as `multiply_split` leaves them.
+            None adds nothing.
         norm: None leaves the sum as it is.
+        mesh: the devices.
+        peers: how they reach each other's memory; None leaves sums over them to XLA.
 
     Returns:
         The sum, and its norm.
@@ -101,14 +105,21 @@ def add_and_norm(
     if delta is None:
         return x, x if norm is None else norm(x)
     if not isinstance(norm, RMSNorm):
-        x = x + (sum_parts(delta, x.dtype) if delta.ndim == 3 else delta)
+        x = x + (sum_over_devices(delta, x.dtype, mesh, peers) if delta.ndim == 3 else delta)
         return x, x if norm is None else norm(x)
+    summed: tuple[jax.Array, jax.Array]
+    weight, whole = norm.weight[...], P()
+    if delta.ndim == 3 and tensor_parallel_size(mesh) > 1:
+        reduced = partial(all_reduce_residual_norm, axis_name=TENSOR_AXIS, eps=norm.eps, kind=norm.kind)
+        specs = (whole, PARTS_SPEC, whole, P(TENSOR_AXIS))
+        summed = jax.shard_map(reduced, mesh=mesh, in_specs=specs, out_specs=(whole, whole), check_vma=False)(
+            x, delta, weight, peers
+        )
+        return summed
     fused = partial(residual_norm, eps=norm.eps, kind=norm.kind)
-    whole = P()
-    local = jax.shard_map(
-        fused, mesh=norm.mesh, in_specs=(whole, whole, whole), out_specs=(whole, whole), check_vma=False
+    summed = jax.shard_map(fused, mesh=mesh, in_specs=(whole, whole, whole), out_specs=(whole, whole), check_vma=False)(
+        x, delta, weight
     )
-    summed: tuple[jax.Array, jax.Array] = local(x, delta, norm.weight[...])
     return summed
 
 

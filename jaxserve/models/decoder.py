@@ -8,18 +8,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from jaxserve.layers.attention import AttentionMetadata, attend
+from jaxserve.layers.device_sum import sum_over_devices
 from jaxserve.layers.embedding import PositionTable, VocabTable
-from jaxserve.layers.linear import OutputProjection, QKVProjection, parts_of, sum_parts
+from jaxserve.layers.linear import OutputProjection, QKVProjection
 from jaxserve.layers.mlp import GatedMLP, PlainMLP
 from jaxserve.layers.moe import RoutedExperts
 from jaxserve.layers.norm import LayerNorm, RMSNorm, WholeNorm, add_and_norm, make_norm
 from jaxserve.layers.parameter import abstract_param
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.head_layout import HeadLayout
-from jaxserve.sharding import constrain, tensor_parallel_size
+from jaxserve.sharding import TENSOR_AXIS, constrain, tensor_parallel_size
+from pallas_kernels.all_reduce import Peers, WorkspaceLayout, argmax_over_devices, why_no_peers
 
 
 @jax.tree_util.register_dataclass
@@ -67,7 +70,8 @@ class SelfAttention(nnx.Module):
     def __call__(
         self, x: jax.Array, positions: TokenPositions, metadata: AttentionMetadata, kv_pages: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """[T, D] and one layer's pages to [parts, T, D], to be summed, and the pages with the step's tokens in them."""
+        """[T, D] and one layer's pages to [parts, T, D] as `multiply_split` leaves them, and the pages with the step's
+        tokens in them."""
         q, k, v = self.qkv_proj(x)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -86,7 +90,7 @@ class SelfAttention(nnx.Module):
             soft_cap=self.soft_cap,
             alibi_slopes=positions.alibi_slopes,
         )
-        return parts_of(self.o_proj, out), kv_pages
+        return self.o_proj.in_parts(out), kv_pages
 
 
 class DecoderLayer(nnx.Module):
@@ -115,6 +119,7 @@ class DecoderLayer(nnx.Module):
         self.parallel = config.parallel_residual
         self.multiplier = config.residual_multiplier
         self.dtype = param_dtype
+        self.mesh = mesh
 
     def __call__(
         self,
@@ -123,6 +128,7 @@ class DecoderLayer(nnx.Module):
         positions: TokenPositions,
         metadata: AttentionMetadata,
         kv_pages: jax.Array,
+        peers: Peers | None,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Run the layer.
 
@@ -130,30 +136,42 @@ class DecoderLayer(nnx.Module):
 
         Args:
             x: [T, D] the residual stream.
-            delta: [T, D] or [parts, T, D], what is still to be added to it; None for nothing.
+            delta: [T, D], or [parts, T, D] as `multiply_split` leaves them, what is still to be added to it; None for
+                nothing.
             positions: what the tokens get from their positions.
             metadata: where the tokens lie.
             kv_pages: the layer's pages.
+            peers: how the devices reach each other's memory; None leaves sums over them to XLA.
 
         Returns:
             The residual stream, what is to be added to it, and the pages with the step's tokens in them.
         """
-        x, normed = add_and_norm(x, delta, self.attention_norm)
+        x, normed = add_and_norm(x, delta, self.attention_norm, self.mesh, peers)
         attended, kv_pages = self.self_attn(normed, positions, metadata, kv_pages)
-        attended = self._finished(attended, self.attention_post_norm)
+        attended = self._finished(attended, self.attention_post_norm, peers)
         if self.parallel:
             out = self.mlp.in_parts(normed if self.mlp_norm is None else self.mlp_norm(x))
-            out = self._finished(out, self.mlp_post_norm)
-            return x, sum_parts(attended, x.dtype) + sum_parts(out, x.dtype), kv_pages
-        x, normed = add_and_norm(x, attended, self.mlp_norm)
-        return x, self._finished(self.mlp.in_parts(normed), self.mlp_post_norm), kv_pages
+            return x, self._both(attended, self._finished(out, self.mlp_post_norm, peers), peers), kv_pages
+        x, normed = add_and_norm(x, attended, self.mlp_norm, self.mesh, peers)
+        return x, self._finished(self.mlp.in_parts(normed), self.mlp_post_norm, peers), kv_pages
 
-    def _finished(self, parts: jax.Array, post_norm: RMSNorm | LayerNorm | None) -> jax.Array:
-        """What is added to the stream, [parts, T, D]: left in parts where nothing but their sum is missing."""
+    def _finished(self, parts: jax.Array, post_norm: RMSNorm | LayerNorm | None, peers: Peers | None) -> jax.Array:
+        """What is added to the stream: left in parts where nothing but their sum is missing, else [T, D]."""
         if post_norm is None and self.multiplier == 1.0:
             return parts
-        whole = sum_parts(parts, self.dtype)
-        return self._scaled(whole if post_norm is None else post_norm(whole))[None]
+        whole = sum_over_devices(parts, self.dtype, self.mesh, peers)
+        return self._scaled(whole if post_norm is None else post_norm(whole))
+
+    def _both(self, attended: jax.Array, out: jax.Array, peers: Peers | None) -> jax.Array:
+        """The sum of what attention and feed-forward add."""
+        if tensor_parallel_size(self.mesh) > 1 and attended.ndim == 3 and attended.shape == out.shape:
+            # Device by device, so that one sum over the devices does for both.
+            return attended + out
+        first, second = (
+            sum_over_devices(delta, self.dtype, self.mesh, peers) if delta.ndim == 3 else delta
+            for delta in (attended, out)
+        )
+        return first + second
 
     def _scaled(self, x: jax.Array) -> jax.Array:
         if self.multiplier == 1.0:
@@ -192,8 +210,24 @@ class Decoder(nnx.Module):
         self.norm = make_norm(config.norm, config.hidden_size, eps=config.norm_eps, mesh=mesh, dtype=param_dtype)
         self.lm_head = None if config.tie_word_embeddings else VocabTable(*vocab, mesh=mesh, dtype=param_dtype)
         self._add_constants(config, mesh, rows)
+        self._add_peers(config, mesh, param_dtype)
         self.config = config
         self.mesh = mesh
+
+    def _add_peers(self, config: ModelConfig, mesh: Mesh, param_dtype: DTypeLike) -> None:
+        """Where the devices can reach each other's memory: how, which whoever loads the model fills in."""
+        self.peer_layout: WorkspaceLayout | None = None
+        self.peer_table: nnx.Param[jax.Array] | None = None
+        if why_no_peers(mesh) is None:
+            size = tensor_parallel_size(mesh)
+            self.peer_layout = WorkspaceLayout.of(config.hidden_size, jnp.dtype(param_dtype).itemsize, size)
+            shape = (size, self.peer_layout.table_columns)
+            self.peer_table = abstract_param(mesh, shape, ("device", "address"), "int32")
+
+    def _peers(self) -> Peers | None:
+        if self.peer_table is None or self.peer_layout is None:
+            return None
+        return Peers(self.peer_table[...], self.peer_layout)
 
     def _add_constants(self, config: ModelConfig, mesh: Mesh, rows: int) -> None:
         """Tables that follow from the config. Weights and not constants of the trace: each compiled step would hold its
@@ -224,7 +258,8 @@ class Decoder(nnx.Module):
             The normalised hidden states [T, D], and the pages with the step's keys and values.
         """
         positions = self._positions(metadata.positions)
-        x = constrain(self.embed_tokens.embed(token_ids), self.mesh)
+        peers = self._peers()
+        x = constrain(self.embed_tokens.embed(token_ids, peers), self.mesh)
         if self.config.embedding_multiplier != 1.0:
             x = x * jnp.asarray(self.config.embedding_multiplier, x.dtype)
         if self.embed_positions is not None:
@@ -233,9 +268,9 @@ class Decoder(nnx.Module):
         delta = None
         for layer, pages in zip(self.layers, kv_pages, strict=True):
             graphdef, state = nnx.split(layer)
-            x, delta, pages = _run_layer(graphdef, state, x, delta, positions, metadata, pages)
+            x, delta, pages = _run_layer(graphdef, state, x, delta, positions, metadata, pages, peers)
             written.append(pages)
-        return add_and_norm(x, delta, self.norm)[1], tuple(written)
+        return add_and_norm(x, delta, self.norm, self.mesh, peers)[1], tuple(written)
 
     def _positions(self, positions: jax.Array) -> TokenPositions:
         def rows(table: nnx.Param[jax.Array] | None) -> jax.Array | None:
@@ -251,8 +286,34 @@ class Decoder(nnx.Module):
 
     def compute_logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [S, D] to the scores of the next token [S, V], float32."""
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
-        logits = head.logits(hidden)
+        return self._finish_logits(self._head.logits(hidden))
+
+    def greedy_tokens(self, hidden: jax.Array) -> jax.Array:
+        """Hidden states [S, D] to the most probable tokens [S] int32, the lower id of equal ones; -1 where
+        `confirmed_tokens` says it."""
+        return self._head.best_tokens(hidden, self._peers(), self._finish_logits)
+
+    def confirmed_tokens(self, tokens: jax.Array) -> jax.Array:
+        """[S] int32, the same on all devices, as they are; -1 if a device waited in vain for another in this step.
+
+        Only where devices write into each other's memory: elsewhere such a step does not end.
+        """
+        if (peers := self._peers()) is None:
+            return tokens
+
+        def exchange(tokens: jax.Array, peers: Peers) -> jax.Array:
+            return argmax_over_devices(jnp.zeros(tokens.shape, jnp.float32), tokens, peers, axis_name=TENSOR_AXIS)
+
+        confirmed: jax.Array = jax.shard_map(
+            exchange, mesh=self.mesh, in_specs=(P(), P(TENSOR_AXIS)), out_specs=P(), check_vma=False
+        )(tokens, peers)
+        return confirmed
+
+    @property
+    def _head(self) -> VocabTable:
+        return self.embed_tokens if self.lm_head is None else self.lm_head
+
+    def _finish_logits(self, logits: jax.Array) -> jax.Array:
         if self.config.logits_divisor != 1.0:
             logits = logits / self.config.logits_divisor
         cap = self.config.logits_soft_cap

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxserve.layers.attention import AttentionMetadata
 from jaxserve.runner.buckets import Bucket, SamplerKind
 from jaxserve.runner.packing import packed_layout
-from jaxserve.runner.sampler import sample, sample_greedy
+from jaxserve.runner.sampler import sample
 
 Weights = tuple[jax.Array, ...]
 KVPages = tuple[jax.Array, ...]
@@ -34,6 +34,10 @@ class CausalLM(Protocol):
     ) -> tuple[jax.Array, KVPages]: ...
 
     def compute_logits(self, hidden: jax.Array) -> jax.Array: ...
+
+    def greedy_tokens(self, hidden: jax.Array) -> jax.Array: ...
+
+    def confirmed_tokens(self, tokens: jax.Array) -> jax.Array: ...
 
 
 class MergesWeights(Protocol):
@@ -73,7 +77,7 @@ def run_step(
         packed: int32, `packed_layout(bucket)`.
 
     Returns:
-        The pool, the state, and the sampled tokens [S] int32.
+        The pool, the state, and the sampled tokens [S] int32: -1 if a device waited in vain for another.
     """
     fields = packed_layout(bucket).unpack(packed)
     slots = fields["slots"]
@@ -89,11 +93,10 @@ def run_step(
     hidden, kv_pages = module(token_ids, metadata, kv_pages)
     if not bucket.decode_only:
         hidden = hidden[jnp.maximum(fields["query_start_loc"][1:] - 1, 0)]
-    logits = module.compute_logits(hidden)
     if bucket.sampler is SamplerKind.FULL:
-        sampled = sample(logits, fields["seq_lens"], fields)
+        sampled = module.confirmed_tokens(sample(module.compute_logits(hidden), fields["seq_lens"], fields))
     else:
-        sampled = sample_greedy(logits)
+        sampled = module.greedy_tokens(hidden)
     # A chunk that does not reach its prompt's end leaves a token nobody reads, until the last chunk writes over it.
     last_tokens = state.last_tokens.at[slots].set(sampled, mode="drop")
     return kv_pages, DeviceState(last_tokens, page_table), sampled

@@ -9,14 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from pallas_kernels.all_reduce.reference import (
-    all_reduce_reference,
-    all_reduce_residual_norm_reference,
-    argmax_over_devices_reference,
-)
+from pallas_kernels.all_reduce.reference import all_reduce_reference, argmax_over_devices_reference
 from pallas_kernels.all_reduce.workspace import Peers
 from pallas_kernels.platform import Implementation, pick_implementation
-from pallas_kernels.residual_norm import NormKind
+from pallas_kernels.residual_norm import NormKind, residual_norm
 
 
 def all_reduce(
@@ -77,7 +73,7 @@ def all_reduce_residual_norm(
         axis_name: the mesh axis.
         eps: added to the mean square.
         kind: as in `residual_norm`.
-        implementation: as in `all_reduce`.
+        implementation: as in `all_reduce`; after XLA's collective, `residual_norm` picks its own.
 
     Returns:
         x + the sum, rounded to x's dtype as if one product had given it, and its norm: both [T, D] in x's dtype, the
@@ -95,7 +91,8 @@ def all_reduce_residual_norm(
     if kind not in get_args(NormKind):
         raise ValueError(f"unknown kind {kind!r}; there are: {', '.join(get_args(NormKind))}")
     if _pick(implementation, peers, *x.shape, x.dtype) == "reference":
-        return all_reduce_residual_norm_reference(x, parts, weight, axis_name, eps=eps, kind=kind)
+        summed = all_reduce_reference(parts, x.dtype, axis_name)
+        return residual_norm(x, summed, weight, eps=eps, kind=kind, implementation=implementation)
     # As above.
     from pallas_kernels.all_reduce.triton import all_reduce_residual_norm_triton
 

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from pallas_kernels.residual_norm.reference import NormKind, residual_norm_reference
-
 
 def sum_local_parts(parts: jax.Array, dtype: DTypeLike) -> jax.Array:
     """[parts, T, D] to this device's sum [T, D], rounded to `dtype` as if one product had given it."""
@@ -16,13 +14,6 @@ def all_reduce_reference(parts: jax.Array, dtype: DTypeLike, axis_name: str) -> 
     """See `all_reduce`."""
     summed: jax.Array = jax.lax.psum(sum_local_parts(parts, dtype), axis_name)
     return summed
-
-
-def all_reduce_residual_norm_reference(
-    x: jax.Array, parts: jax.Array, weight: jax.Array, axis_name: str, *, eps: float, kind: NormKind
-) -> tuple[jax.Array, jax.Array]:
-    """See `all_reduce_residual_norm`."""
-    return residual_norm_reference(x, all_reduce_reference(parts, x.dtype, axis_name), weight, eps=eps, kind=kind)
 
 
 def argmax_over_devices_reference(values: jax.Array, ids: jax.Array, axis_name: str) -> jax.Array:

@@ -23,6 +23,7 @@ from jaxserve.models.registry import MODEL_FAMILIES, load_config
 from jaxserve.models.weight_map import decoder_constants
 from jaxserve.models.weights import ParamPath, Place, WeightSource
 from jaxserve.sharding import tensor_parallel_size
+from pallas_kernels.all_reduce import PeerWorkspace
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class LoadedModel:
         graphdef: the module's structure, without arrays.
         treedef: the structure of its state.
         weights: the leaves of that state, the order in which they cross into compiled steps.
+        workspace: memory in which the devices write to each other, whose addresses are among the weights; None where
+            they cannot. It must live as long as steps run.
     """
 
     config: ModelConfig
@@ -48,6 +51,7 @@ class LoadedModel:
     graphdef: nnx.GraphDef[Decoder]
     treedef: jax.tree_util.PyTreeDef
     weights: tuple[jax.Array, ...]
+    workspace: PeerWorkspace | None = None
 
     def merge(self, weights: Sequence[jax.Array]) -> Decoder:
         """The module with these arrays as its parameters. For use inside a trace, where they are tracers."""
@@ -104,7 +108,7 @@ def load_model(
         expected = (tensor for source in sources.values() for tensor in source.tensors)
         check_tensors(reader, expected, tied_head=names.head if config.tie_word_embeddings else None)
     graphdef, state = nnx.split(model)
-    constants = decoder_constants(config, positions, size)
+    constants: dict[ParamPath, Float32Array | jax.Array] = {**decoder_constants(config, positions, size)}
     described = LoadedModel(
         config=config,
         max_model_len=positions,
@@ -117,7 +121,11 @@ def load_model(
     )
     if on_described is not None:
         on_described(described)
-    return replace(described, weights=_load_weights(state, sources, constants, reader, mesh, on_progress))
+    workspace = None if model.peer_layout is None else PeerWorkspace(mesh, model.peer_layout)
+    if workspace is not None:
+        constants[("peer_table",)] = workspace.peers.table
+    weights = _load_weights(state, sources, constants, reader, mesh, on_progress)
+    return replace(described, weights=weights, workspace=workspace)
 
 
 def resolve_dtype(dtype: DType, config: ModelConfig, mesh: Mesh) -> WeightDType:
@@ -146,7 +154,7 @@ def open_checkpoint(directory: Path, load_format: LoadFormat, seed: int = 0) -> 
 def _load_weights(
     state: nnx.State[Any, Any],
     sources: Mapping[ParamPath, WeightSource],
-    constants: Mapping[ParamPath, Float32Array],
+    constants: Mapping[ParamPath, Float32Array | jax.Array],
     reader: TensorReader,
     mesh: Mesh,
     on_progress: OnProgress | None,
