@@ -93,6 +93,8 @@ class EngineConfig:
         seed: of everything drawn at random.
         compile_ahead: compile the step shapes before serving (a server: those that any step can run in; those that fit
             closer while it serves); False compiles each at its first use.
+        step_timeout_s: seconds after which a server takes a step that has not ended for hung, and exits (60 on a GPU,
+            never on a CPU if None).
         compilation_cache_dir: where compiled steps are kept between starts; the user's cache directory if None, and
             no cache if empty.
     """
@@ -116,6 +118,7 @@ class EngineConfig:
     skip_tokenizer_init: bool = False
     seed: int = 0
     compile_ahead: bool = True
+    step_timeout_s: float | None = None
     compilation_cache_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -135,6 +138,10 @@ class EngineConfig:
         _require(
             0.0 < self.gpu_memory_utilization <= 1.0,
             f"gpu_memory_utilization must be above 0 and at most 1, got {self.gpu_memory_utilization}",
+        )
+        _require(
+            self.step_timeout_s is None or self.step_timeout_s > 0,
+            f"step_timeout_s must be above 0 seconds, got {self.step_timeout_s}",
         )
         for name in ("max_model_len", "tensor_parallel_size", "num_pages", "page_size", "max_num_seqs"):
             value = getattr(self, name)

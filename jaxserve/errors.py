@@ -46,6 +46,10 @@ class UnsupportedError(JaxserveError, NotImplementedError):
         self.description = description
 
 
+class DeviceLostError(JaxserveError):
+    """A device waited in vain for another. The step's tokens have no meaning, and the engine cannot go on."""
+
+
 class QueueFullError(JaxserveError):
     """The admission limit on waiting requests is reached. gRPC: RESOURCE_EXHAUSTED with RetryInfo.
 

@@ -38,6 +38,7 @@ class PlatformDefaults:
         bucket_growth: ratio of neighbouring bucket sizes.
         fine_buckets: whether there are buckets between those.
         split_decode: whether steps that only decode have a kernel, and so buckets, of their own.
+        step_timeout_s: after which a step is taken for hung; None if never.
     """
 
     max_num_seqs: int
@@ -45,14 +46,25 @@ class PlatformDefaults:
     bucket_growth: int
     fine_buckets: bool
     split_decode: bool
+    step_timeout_s: float | None
 
 
 GPU_DEFAULTS = PlatformDefaults(
-    max_num_seqs=1024, max_num_batched_tokens=8192, bucket_growth=2, fine_buckets=True, split_decode=True
+    max_num_seqs=1024,
+    max_num_batched_tokens=8192,
+    bucket_growth=2,
+    fine_buckets=True,
+    split_decode=True,
+    step_timeout_s=60.0,
 )
 # A CPU is for trying out: fewer shapes to compile, and steps short enough to keep streams moving.
 CPU_DEFAULTS = PlatformDefaults(
-    max_num_seqs=32, max_num_batched_tokens=512, bucket_growth=4, fine_buckets=False, split_decode=False
+    max_num_seqs=32,
+    max_num_batched_tokens=512,
+    bucket_growth=4,
+    fine_buckets=False,
+    split_decode=False,
+    step_timeout_s=None,
 )
 
 
@@ -124,7 +136,8 @@ def build_core(
     scheduler_config = replace(scheduler_config, num_pages=pool.num_pages)
     runner = _make_runner(config, loaded, pool, buckets, max_num_seqs, on_progress, compile_in_background)
     scheduler = Scheduler(scheduler_config, model_config.eos_token_ids)
-    return EngineCore(scheduler, runner), _engine_info(config, loaded, scheduler_config, chat_template)
+    timeout = defaults.step_timeout_s if config.step_timeout_s is None else config.step_timeout_s
+    return EngineCore(scheduler, runner, timeout), _engine_info(config, loaded, scheduler_config, chat_template)
 
 
 def _make_runner(

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 from jaxserve.request import Request, RequestUpdate
 from jaxserve.scheduler.scheduler import Scheduler, SchedulerStats
@@ -18,11 +19,18 @@ class EngineCore:
     Args:
         scheduler: decides what each step computes.
         runner: computes it.
+        step_timeout_s: seconds after which a step that has not ended is taken for hung, by whoever watches over this
+            core (`jaxserve.engine.watchdog`); None if never.
+
+    Attributes:
+        while_waiting: entered while a step is waited for.
     """
 
-    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+    def __init__(self, scheduler: Scheduler, runner: Runner, step_timeout_s: float | None = None) -> None:
         self.scheduler = scheduler
         self.runner = runner
+        self.step_timeout_s = step_timeout_s
+        self.while_waiting: AbstractContextManager[object] = nullcontext()
         self._in_flight: deque[tuple[StepPlan, StepHandle]] = deque()
 
     @property
@@ -55,7 +63,9 @@ class EngineCore:
             self._in_flight.append((plan, self.runner.dispatch(plan)))
         if self._in_flight and (plan is None or len(self._in_flight) >= PIPELINE_DEPTH):
             done, handle = self._in_flight.popleft()
-            updates += self.scheduler.update(done, self.runner.collect(handle))
+            with self.while_waiting:
+                tokens = self.runner.collect(handle)
+            updates += self.scheduler.update(done, tokens)
         return updates
 
     def close(self) -> bool:

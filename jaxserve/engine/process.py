@@ -19,6 +19,7 @@ from jaxserve.config import EngineConfig
 from jaxserve.engine.core import EngineCore
 from jaxserve.engine.messages import EngineInfo
 from jaxserve.engine.transport_loop import EngineLoop, listen
+from jaxserve.engine.watchdog import StepWatchdog
 from jaxserve.errors import JaxserveError
 from jaxserve.progress import progress_bars
 
@@ -78,6 +79,8 @@ def main(build: BuildCore | None = None) -> int:
     # What was loaded stays: the garbage collector need not walk through it between steps.
     gc.collect()
     gc.freeze()
+    if core.step_timeout_s is not None:
+        core.while_waiting = StepWatchdog(core.step_timeout_s)
     try:
         EngineLoop(core, socket, info).run(stop)
     except Exception:

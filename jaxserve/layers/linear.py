@@ -21,16 +21,6 @@ def project(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.einsum(subscripts, x, weight, precision=precision)
 
 
-def multiply_in_parts(x: jax.Array, weight: jax.Array, mesh: Mesh, *, one_part: bool = False) -> jax.Array:
-    """x [T, D] times weight [N, D], as `skinny_matmul` leaves it: [parts, T, N], to be summed over the parts.
-
-    Over several devices it is one part, for jit to partition.
-    """
-    if tensor_parallel_size(mesh) > 1:
-        return project("td,nd->tn", x, weight)[None]
-    return skinny_matmul(x, weight, one_part=one_part)
-
-
 def sum_parts(parts: jax.Array, dtype: DTypeLike) -> jax.Array:
     """[parts, T, N] to the product itself [T, N]."""
     return parts[0] if parts.shape[0] == 1 else jnp.sum(parts, axis=0).astype(dtype)
@@ -51,7 +41,7 @@ def multiply_split(x: jax.Array, weight: jax.Array, bias: jax.Array | None, mesh
     """
     if tensor_parallel_size(mesh) == 1:
         # One contracted axis: with three, XLA transposes both sides before the product.
-        parts = multiply_in_parts(x.reshape(x.shape[0], -1), weight.reshape(weight.shape[0], -1), mesh)
+        parts = skinny_matmul(x.reshape(x.shape[0], -1), weight.reshape(weight.shape[0], -1))
         return parts if bias is None else (sum_parts(parts, x.dtype) + bias)[None]
 
     @partial(
@@ -106,12 +96,17 @@ class QKVProjection(nnx.Module):
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[T, D] to queries [T, K, G, H], keys [T, K, H] and values [T, K, H]."""
         weight = self.weight[...]
+
+        def local(x: jax.Array, weight: jax.Array) -> jax.Array:
+            parts = skinny_matmul(x, weight.reshape(-1, weight.shape[-1]), one_part=True)
+            return sum_parts(parts, x.dtype).reshape(x.shape[0], *weight.shape[:-1])
+
         if tensor_parallel_size(self.mesh) > 1:
-            # The heads must stay an axis of their own for jit to split them.
-            out = project("td,kghd->tkgh", x, weight)
-        else:
-            parts = multiply_in_parts(x, weight.reshape(-1, weight.shape[-1]), self.mesh, one_part=True)
-            out = sum_parts(parts, x.dtype).reshape(x.shape[0], *weight.shape[:-1])
+            specs = (P(), P(TENSOR_AXIS))
+            local = jax.shard_map(
+                local, mesh=self.mesh, in_specs=specs, out_specs=P(None, TENSOR_AXIS), check_vma=False
+            )
+        out = local(x, weight)
         if self.bias is not None:
             out += self.bias[...]
         return out[:, :, :-2], out[:, :, -2], out[:, :, -1]

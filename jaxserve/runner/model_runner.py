@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxserve.errors import DeviceLostError
 from jaxserve.progress import ProgressCallback, no_progress
 from jaxserve.runner.buckets import Bucket, Buckets, SamplerKind
 from jaxserve.runner.compile_ahead import BackgroundCompiler, compile_all
@@ -51,7 +52,7 @@ class ModelRunner:
     """Runs StepPlans on the devices of a mesh.
 
     Args:
-        model: the loaded model; merges weights into modules.
+        model: the loaded model; merges weights into modules. Kept, and with it what its weights point to.
         weights: its arrays, on the mesh.
         mesh: the devices.
         pool: shape of the KV pool.
@@ -138,8 +139,15 @@ class ModelRunner:
         return DispatchedStep(sampled, len(plan.slots))
 
     def collect(self, handle: DispatchedStep) -> list[int]:
-        """Wait for a step; the sampled token of each of its sequences."""
-        tokens: list[int] = np.asarray(handle.sampled)[: handle.num_seqs].tolist()
+        """Wait for a step; the sampled token of each of its sequences.
+
+        Raises:
+            DeviceLostError: a device waited in vain for another, in this step or before it.
+        """
+        sampled = np.asarray(handle.sampled)[: handle.num_seqs]
+        if (sampled < 0).any():
+            raise DeviceLostError("a GPU waited in vain for another; the engine cannot go on")
+        tokens: list[int] = sampled.tolist()
         return tokens
 
     def _pick_bucket(self, num_tokens: int, kind: SamplerKind, *, decode_only: bool) -> Bucket:

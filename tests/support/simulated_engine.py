@@ -1,7 +1,7 @@
 """An engine on the runner of arithmetic: in a thread of the test, or (`python -m`) as the server's engine process.
 
 As a process, `EngineConfig.model` is the directory of its tokenizer, and `served_model_name` may ask for a fault:
-`slow` takes 50 ms a step, `failing` fails at its 5th step, `broken` does not load.
+`slow` takes 50 ms a step, `failing` fails at its 5th step, `hanging` never ends its 5th, `broken` does not load.
 """
 
 import contextlib
@@ -155,7 +155,12 @@ def build_core(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
     fault = config.served_model_name
     if fault == "broken":
         raise CheckpointError(f"{config.model}/config.json: no such file")
-    core = simulated_core(step_delay=0.05 if fault == "slow" else 0.0, fail_at_step=4 if fault == "failing" else None)
+    core = simulated_core(
+        step_delay=0.05 if fault == "slow" else 0.0,
+        fail_at_step=4 if fault == "failing" else None,
+        hang_at_step=4 if fault == "hanging" else None,
+    )
+    core.step_timeout_s = config.step_timeout_s
     return core, engine_info(tokenizer_dir=Path(config.model))
 
 

@@ -9,6 +9,7 @@ where context is prompt and output so far, `i` from 0. While a sequence's stops 
 one (modulo vocab_size) until it is none of its suppressed ids.
 """
 
+import threading
 import time
 from collections.abc import Collection, Sequence
 from typing import Literal
@@ -77,6 +78,7 @@ class SimulatedRunner:
         step_delay: seconds that the device takes for a step; steps queue up behind each other.
         fail_at_step: step_id that raises SimulatedDeviceError. None never fails.
         fail_in: the call that raises it.
+        hang_at_step: step_id that is never over. None lets all end.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class SimulatedRunner:
         step_delay: float = 0.0,
         fail_at_step: int | None = None,
         fail_in: Literal["dispatch", "collect"] = "collect",
+        hang_at_step: int | None = None,
     ) -> None:
         self.vocab_size = vocab_size
         self.page_size = page_size
@@ -96,6 +99,7 @@ class SimulatedRunner:
         self.step_delay = step_delay
         self.fail_at_step = fail_at_step
         self.fail_in = fail_in
+        self.hang_at_step = hang_at_step
         # Each slot of a page holds (position, token), so that a page read at the wrong place is noticed.
         self.kv: list[list[tuple[int, int] | None]] = [[None] * page_size for _ in range(num_pages)]
         self.page_table: list[dict[int, int]] = [{} for _ in range(max_num_seqs)]
@@ -130,6 +134,8 @@ class SimulatedRunner:
 
     def collect(self, handle: SimulatedHandle) -> list[int]:
         """Wait until the step is over; 0 stands where nothing was sampled."""
+        if handle.step_id == self.hang_at_step:
+            threading.Event().wait()
         if self.step_delay and (wait := handle.ready_at - time.monotonic()) > 0:
             time.sleep(wait)
         if handle.step_id == self.fail_at_step and self.fail_in == "collect":
