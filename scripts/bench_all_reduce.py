@@ -86,7 +86,8 @@ class Bench:
 
     def put(self, array: np.ndarray, *axes: str) -> jax.Array:
         """An array on the GPUs, split by these axes; whole on each with none."""
-        return jax.device_put(array, NamedSharding(self.mesh, P(*axes)))
+        placed: jax.Array = jax.device_put(array, NamedSharding(self.mesh, P(*axes)))
+        return placed
 
     def jit(self, function: Callable[..., Any], in_specs: Any) -> Any:
         """A function of each GPU's own arrays, compiled; its results come back one after the other, rank by rank."""
@@ -95,7 +96,8 @@ class Bench:
 
 
 def host(array: jax.Array) -> np.ndarray:
-    return np.asarray(array)
+    copied: np.ndarray = np.asarray(array)
+    return copied
 
 
 def sum_function(peers: Peers, kind: NormKind) -> Callable[..., Any]:
@@ -118,18 +120,20 @@ def same_on_all(array: np.ndarray, ranks: int) -> np.ndarray:
     for rank in range(1, ranks):
         if parts[rank].tobytes() != parts[0].tobytes():
             raise AssertionError(f"rank {rank} has other bits than rank 0")
-    return parts[0]
+    first: np.ndarray = parts[0]
+    return first
 
 
 def expected_sum(parts: np.ndarray, ranks: int, dtype: Any) -> np.ndarray:
     """[ranks * parts, T, D] as the kernels add it up, bit by bit, in `dtype`."""
-    total = np.zeros(parts.shape[1:], np.float32)
+    total: np.ndarray = np.zeros(parts.shape[1:], np.float32)
     for own in parts.reshape(ranks, -1, *parts.shape[1:]):
         local = own[0].astype(np.float32)
         for part in own[1:]:
             local = local + part
         total = total + local.astype(dtype).astype(np.float32)
-    return total.astype(dtype)
+    rounded: np.ndarray = total.astype(dtype)
+    return rounded
 
 
 def check_sums(bench: Bench, dtype: str, size: int, rows: int | None, num_parts: int, kind: NormKind) -> None:

@@ -107,6 +107,8 @@ def build_core(
     max_model_len = _max_model_len(config, model_config)
     scheduler_config = _scheduler_config(config, defaults, max_model_len, unlimited_queue=unlimited_queue)
     mesh = make_mesh(config.tensor_parallel_size)
+    # Refuses a mesh over which the model cannot be divided.
+    model_config.parallel_heads(config.tensor_parallel_size)
 
     max_num_seqs = scheduler_config.max_num_seqs
     buckets = Buckets(

@@ -216,13 +216,12 @@ class Decoder(nnx.Module):
 
     def _add_peers(self, config: ModelConfig, mesh: Mesh, param_dtype: DTypeLike) -> None:
         """Where the devices can reach each other's memory: how, which whoever loads the model fills in."""
-        self.peer_layout: WorkspaceLayout | None = None
-        self.peer_table: nnx.Param[jax.Array] | None = None
+        size, table, layout = tensor_parallel_size(mesh), None, None
         if why_no_peers(mesh) is None:
-            size = tensor_parallel_size(mesh)
-            self.peer_layout = WorkspaceLayout.of(config.hidden_size, jnp.dtype(param_dtype).itemsize, size)
-            shape = (size, self.peer_layout.table_columns)
-            self.peer_table = abstract_param(mesh, shape, ("device", "address"), "int32")
+            layout = WorkspaceLayout.of(config.hidden_size, jnp.dtype(param_dtype).itemsize, size)
+            table = abstract_param(mesh, (size, layout.table_columns), ("device", "address"), "int32")
+        self.peer_layout: WorkspaceLayout | None = layout
+        self.peer_table: nnx.Param[jax.Array] | None = table
 
     def _peers(self) -> Peers | None:
         if self.peer_table is None or self.peer_layout is None:

@@ -44,6 +44,7 @@ def loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"num_pages": 1}, "KV pool of 0 pages"),
         ({"max_num_seqs": 8, "max_num_batched_tokens": 4}, r"max_num_batched_tokens \(4\) must be at least"),
         ({"tensor_parallel_size": 8}, r"tensor_parallel_size is 8, but there are 4 devices of kind cpu"),
+        ({"tensor_parallel_size": 3}, "tensor_parallel_size 3 and the model's 2 kv heads do not divide each other"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -1,12 +1,16 @@
 """Layers that divide their work over devices, and the rounding that norms promise."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from jaxserve.layers.device_sum import sum_over_devices
 from jaxserve.layers.embedding import VocabTable
+from jaxserve.layers.linear import multiply_split
 from jaxserve.layers.norm import RMSNorm
 from jaxserve.sharding import AXIS_RULES, make_mesh, named_sharding
 
@@ -48,6 +52,47 @@ def test_scores_cover_the_vocabulary_and_no_padding(tensor_parallel_size: int) -
     scores = jax.jit(table.logits)(hidden)
     assert scores.dtype == jnp.float32
     np.testing.assert_allclose(scores, hidden @ rows.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("tensor_parallel_size", [1, 2, 4])
+def test_the_best_token_is_the_lowest_of_equal_ones_and_never_padding(tensor_parallel_size: int) -> None:
+    """Padding rows hold large values; rows 3 and 12, on different devices, score the same; the cap makes more ties."""
+    table, rows = _table(tensor_parallel_size)
+    hidden = np.stack([rows[12], -rows[5], 100 * rows[4], np.zeros(HIDDEN, np.float32)])
+
+    def finish(scores: jax.Array) -> jax.Array:
+        return jnp.minimum(scores, 50.0)
+
+    best = jax.jit(lambda h: table.best_tokens(h, None, finish))(hidden)
+    assert best.dtype == jnp.int32
+    np.testing.assert_array_equal(best, np.minimum(hidden @ rows.T, 50).argmax(-1))
+
+
+def test_choosing_the_best_token_moves_no_scores() -> None:
+    table, _ = _table(4)
+    choose = jax.jit(lambda h: table.best_tokens(h, None, lambda scores: scores))
+    text = choose.lower(jnp.zeros((3, HIDDEN), jnp.float32)).compile().as_text()
+    moved = re.findall(r"= (.*) all-(?:gather|reduce)(?:-start)?\(", text)
+    # From each of the 4 devices, the best score of 3 rows and its id.
+    assert moved and all(re.fullmatch(r"[fs]32\[(4,3|12|4,1,3)\]\S*", shape) for shape in moved), moved
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("tensor_parallel_size", [1, 2, 4])
+def test_parts_of_split_products_sum_to_the_product(tensor_parallel_size: int, bias: bool) -> None:
+    mesh = make_mesh(tensor_parallel_size)
+    rng = np.random.default_rng(3)
+    x, weight = rng.normal(size=(5, 4, 2, 8)), rng.normal(size=(6, 4, 2, 8))
+    added = rng.normal(size=6) if bias else np.zeros(6)
+
+    @jax.jit
+    def product(x: jax.Array, weight: jax.Array, added: jax.Array) -> tuple[jax.Array, jax.Array]:
+        parts = multiply_split(x, weight, added if bias else None, mesh)
+        return parts, sum_over_devices(parts, jnp.float32, mesh, None)
+
+    parts, summed = product(*(jnp.asarray(a, jnp.float32) for a in (x, weight, added)))
+    assert parts.shape == (tensor_parallel_size, 5, 6)
+    np.testing.assert_allclose(summed, np.einsum("tkgh,nkgh->tn", x, weight) + added, atol=1e-4)
 
 
 def test_embedding_a_split_table_does_not_gather_it() -> None:

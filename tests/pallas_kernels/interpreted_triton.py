@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import pallas_kernels.all_reduce.triton as all_reduce
 import pallas_kernels.cached_attention.triton as cached
 import pallas_kernels.grouped_matmul.triton as grouped
 import pallas_kernels.paged_attention.triton as paged
@@ -25,6 +26,7 @@ import pallas_kernels.top_k_experts.triton as top_k
 from pallas_kernels.grouped_matmul.config import MatmulConfig, SortConfig
 from pallas_kernels.paged_attention.config import DecodeConfig, PrefillConfig
 from pallas_kernels.skinny_matmul.config import SkinnyConfig
+from tests.pallas_kernels import interpreted_all_reduce
 
 BATCH = ("page_table", "query_start_loc", "seq_lens")
 ARGUMENTS = {
@@ -96,6 +98,8 @@ def run(case: Any) -> tuple[jax.Array, ...]:
     """The results of one case."""
     options = json.loads(str(case["options"]))
     operation = options.pop("operation")
+    if operation == "all_reduce":
+        return interpreted_all_reduce.run({name: case[name] for name in case.files if name != "options"}, options)
     arguments = [jnp.asarray(case[name]) if name in case else None for name in ARGUMENTS[operation]]
     if operation == "residual_norm":
         return norm.residual_norm_triton(*arguments, **options)
@@ -118,7 +122,7 @@ def run(case: Any) -> tuple[jax.Array, ...]:
 
 
 def main(directory: Path) -> None:
-    for launching in (paged, cached, norm, skinny, grouped, top_k):
+    for launching in (paged, cached, norm, skinny, grouped, top_k, all_reduce):
         launching.triton_call = interpret
     for path in sorted(directory.glob("*.npz")):
         results = run(np.load(path))

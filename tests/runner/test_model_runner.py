@@ -5,13 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxserve.errors import DeviceLostError
 from jaxserve.request import SamplingParams
 from jaxserve.runner import buckets, model_runner
 from jaxserve.runner.buckets import SamplerKind
-from jaxserve.runner.model_runner import ModelRunner
+from jaxserve.runner.model_runner import DispatchedStep, ModelRunner
 from tests.support.recorded_models import Recording
 from tests.support.written_plan import Entry, plan
 
@@ -41,6 +43,13 @@ def test_tokens_are_fed_back_on_the_device_without_being_collected(runner: Model
     handles = [runner.dispatch(plan(0, Entry(2, 0, SHORT, pages(5, 30), GREEDY)))]
     handles += [runner.dispatch(plan(1 + i, Entry(2, len(SHORT) + i))) for i in range(23)]
     assert [runner.collect(handle)[0] for handle in handles] == SHORT_GREEDY
+
+
+def test_a_step_in_which_a_device_waited_in_vain_raises(runner: ModelRunner) -> None:
+    step = DispatchedStep(jnp.array([5, -1, 0], jnp.int32), 2)
+    with pytest.raises(DeviceLostError, match="waited in vain"):
+        runner.collect(step)
+    assert runner.collect(DispatchedStep(step.sampled, 1)) == [5]
 
 
 def test_each_slot_feeds_back_its_own_token(runner: ModelRunner) -> None:

@@ -56,6 +56,18 @@ def test_a_failing_engine_ends_the_calls_and_the_server_with_non_zero(tokenizer_
         assert process.wait(20) == 1
 
 
+def test_a_step_that_hangs_ends_the_calls_and_the_server_with_non_zero(tokenizer_dir: Path) -> None:
+    with server_process(tokenizer_dir, "hanging") as (process, target), Client(target, retry=ONCE) as client:
+        stream = client.generate_stream("a", max_tokens=50, ignore_eos=True)
+        next(stream)
+        with pytest.raises(UnavailableError) as caught:
+            stream.read()
+        assert caught.value.reason == "ENGINE_FAILED"
+        assert process.wait(20) == 1
+        assert process.stderr is not None
+        assert "a step has not ended within 0.5 s (step_timeout_s)" in process.stderr.read()
+
+
 def test_a_killed_engine_ends_the_calls_and_the_server_with_non_zero(tokenizer_dir: Path) -> None:
     with server_process(tokenizer_dir, "slow") as (process, target), Client(target, retry=ONCE) as client:
         streams = [client.generate_stream(f"{i}", max_tokens=None, ignore_eos=True) for i in range(3)]

@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""Compiles steps over several H200s, without a GPU, and fails where the result is not what it must be.
+
+Run as `scripts/compile_gate.py`, whose parts it uses. The kernels that sum over devices: no register spilled, no row
+moved between threads. Decode steps: everything in one command buffer, no collective of XLA's, one sum over the devices
+for each product that is split, the scores of greedy steps never together. Prompts of more rows than the kernels take:
+XLA's all-reduce. Takes about a minute.
+"""
+
+import re
+from typing import Any
+from unittest import mock
+
+import compile_gate as gate  # first: it sets what JAX reads when it is imported
+import compile_gate_experts as experts_gate
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from jaxserve.runner.buckets import Bucket, Buckets, SamplerKind
+from jaxserve.runner.kv_pool import KVPoolSpec
+from jaxserve.runner.model_runner import StepCompiler
+from jaxserve.sharding import named_sharding
+from pallas_kernels import platform
+from pallas_kernels.all_reduce import Peers, WorkspaceLayout, all_reduce, all_reduce_residual_norm, argmax_over_devices
+from pallas_kernels.all_reduce.arg_specs import HIDDEN_SIZES
+
+AXIS = "tensor"
+ROWS = 4
+# (devices, tokens, decode only, sampler) of the steps.
+STEPS = (
+    (2, 1, True, SamplerKind.GREEDY),
+    (2, 256, True, SamplerKind.GREEDY),
+    (4, 256, True, SamplerKind.GREEDY),
+    (2, 512, False, SamplerKind.GREEDY),
+    (2, 8192, False, SamplerKind.GREEDY),
+    (2, 256, True, SamplerKind.FULL),
+)
+COLLECTIVE = r" (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\("
+
+
+def check_kernels(mesh: Mesh, size: int, dtype: str, num_parts: int) -> list[str]:
+    """What is wrong with the kernels for rows of one size."""
+    num_devices = mesh.devices.size
+    layout = WorkspaceLayout.of(size, jnp.dtype(dtype).itemsize, num_devices)
+
+    def run(x: jax.Array, parts: jax.Array, weight: jax.Array, table: jax.Array) -> Any:
+        peers = Peers(table, layout)
+        summed = all_reduce(parts, peers, axis_name=AXIS, dtype=x.dtype)
+        stream, normed = all_reduce_residual_norm(x, parts, weight, peers, axis_name=AXIS, eps=1e-5)
+        ids = jnp.arange(x.shape[0], dtype=jnp.int32)
+        return summed, stream, normed, argmax_over_devices(stream[:, 0].astype(jnp.float32), ids, peers, axis_name=AXIS)
+
+    def abstract(shape: tuple[int, ...], dtype: str, *axes: str) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=named_sharding(mesh, axes))
+
+    args = (
+        abstract((ROWS, size), dtype),
+        abstract((num_devices * num_parts, ROWS, size), dtype if num_parts == 1 else "float32", "device"),
+        abstract((size,), dtype),
+        abstract((num_devices, layout.table_columns), "int32", "device"),
+    )
+    mapped = jax.shard_map(run, mesh=mesh, in_specs=(P(), P(AXIS), P(), P(AXIS)), out_specs=P(), check_vma=False)
+    with gate.recorded_kernels() as kernels, mock.patch.object(platform, "triton_can_run", lambda: True):
+        jax.jit(mapped).trace(*args).lower()
+    problems = []
+    # That of the maxima is compiled once for a number of devices.
+    if not {"all_reduce_kernel", "all_reduce_residual_norm_kernel"} <= {kernel.name for kernel in kernels}:
+        problems.append(f"{num_devices} devices, D {size}: only {[kernel.name for kernel in kernels]}")
+    for kernel in kernels:
+        where = f"{kernel.name}, {num_devices} devices, {num_parts} parts of {dtype}[{size}]"
+        spilled = kernel.spilled_bytes()
+        print(f"{where}: {spilled} bytes spilled, {kernel.shared_bytes} bytes shared", flush=True)
+        if spilled:
+            problems.append(f"{where}: {spilled} bytes spilled")
+        # The norm adds up a value of each warp there; rows that changed threads would need all of it.
+        if kernel.shared_bytes > 128:
+            problems.append(f"{where}: {kernel.shared_bytes} bytes of shared memory: rows move between threads")
+    return problems
+
+
+def check_step(mesh: Mesh, bucket: Bucket) -> list[str]:
+    """What is wrong with a step over the devices of a mesh."""
+    num_devices = mesh.devices.size
+    pool = KVPoolSpec(gate.NUM_LAYERS, 3001, 16, gate.MODEL.num_kv_heads, gate.MODEL.head_dim, jnp.dtype("bfloat16"))
+    model = gate.AbstractModel(mesh)
+    jax.clear_caches()
+    experts_gate.clear_dump()
+    with gate.recorded_kernels(), mock.patch.object(platform, "triton_can_run", lambda: True):
+        step: Any = StepCompiler(model, model.weights, mesh, pool, 256, 256).compile(bucket)
+    text = step.as_text()
+    layout = WorkspaceLayout.of(gate.MODEL.hidden_size, 2, num_devices)
+    table = f"s32[1,{layout.table_columns}]"
+    calls = [line for line in text.splitlines() if "triton_kernel_call_ffi" in line and table in line]
+    collectives = sorted(re.findall(COLLECTIVE, text))
+    where = f"{num_devices} devices, {bucket}"
+    print(f"{where}: {len(calls)} calls between devices, collectives {collectives}", flush=True)
+    problems = []
+    one_shot = bucket.num_tokens <= layout.max_rows
+    # Two products a layer and the embedding; then the best tokens, or what is sampled from scores that come together.
+    if len(calls) != (2 * gate.NUM_LAYERS + 2 if one_shot else 1):
+        problems.append(f"{where}: {len(calls)} calls between devices")
+    wanted = [] if one_shot else ["all-reduce"] * (2 * gate.NUM_LAYERS + 1)
+    if bucket.sampler is SamplerKind.FULL:
+        wanted = ["all-gather", *wanted]
+    if collectives != wanted:
+        problems.append(f"{where}: collectives of XLA's: {collectives}")
+    if not wanted:
+        problems += experts_gate.check_graph("run_step", text, where)
+    pool_bytes = pool.num_pages * pool.page_bytes // num_devices
+    if step.memory_analysis().alias_size_in_bytes < pool_bytes:
+        problems.append(f"{where}: the pool is not written in place")
+    return problems
+
+
+def main() -> int:
+    problems = []
+    meshes = {n: gate.h200(n) for n in (2, 4, 8)}
+    for size in HIDDEN_SIZES.values():
+        problems += check_kernels(meshes[2], size, "bfloat16", 1)
+    for dtype in ("bfloat16", "float16", "float32"):
+        problems += check_kernels(meshes[4], 8192, dtype, 1)
+        problems += check_kernels(meshes[8], 16384, dtype, 1)
+    problems += check_kernels(meshes[2], 4096, "bfloat16", 2)
+    problems += check_kernels(meshes[4], 8192, "bfloat16", 4)
+    buckets = {
+        (b.num_tokens, b.decode_only, b.sampler): b
+        for b in Buckets(max_num_seqs=256, max_num_batched_tokens=8192, page_size=16, split_decode=True)
+    }
+    for num_devices, num_tokens, decode_only, sampler in STEPS:
+        problems += check_step(meshes[num_devices], buckets[num_tokens, decode_only, sampler])
+    for problem in problems:
+        print(f"FAIL {problem}")
+    print("compiled as it must" if not problems else f"{len(problems)} problems")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,68 @@
+"""Models on devices that reach each other's memory: the table of addresses is loaded, kept and handed to the layers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxserve.layers import device_sum, norm
+from jaxserve.models import decoder
+from jaxserve.models.checkpoint import LoadedModel, load_model
+from jaxserve.sharding import make_mesh
+from pallas_kernels.all_reduce import Peers, WorkspaceLayout
+from tests.support.recorded_models import Recording
+
+
+@pytest.fixture
+def with_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "why_no_peers", lambda mesh: None if mesh.devices.size > 1 else "there is one device")
+
+
+def load(data_dir: Path, size: int) -> LoadedModel:
+    return load_model(data_dir / "gqa", make_mesh(size), max_model_len=64)
+
+
+@pytest.mark.usefixtures("with_peers")
+def test_the_addresses_of_the_workspace_are_among_the_weights(data_dir: Path) -> None:
+    model = load(data_dir, 2)
+    assert model.workspace is not None
+    table = np.asarray(model.workspace.peers.table)
+    assert [w for w in model.weights if w.shape == table.shape and np.array_equal(w, table)]
+    assert model.workspace.peers.layout == WorkspaceLayout.of(32, 4, 2)
+
+
+@pytest.mark.usefixtures("with_peers")
+def test_one_device_has_no_workspace(data_dir: Path) -> None:
+    assert load(data_dir, 1).workspace is None
+
+
+def test_devices_that_cannot_reach_each_other_have_no_workspace(data_dir: Path) -> None:
+    assert load(data_dir, 2).workspace is None
+
+
+@pytest.mark.usefixtures("with_peers")
+def test_every_sum_over_devices_is_given_the_peers(
+    data_dir: Path, forward: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Peers | None] = []
+
+    def watch(module: Any, name: str, place: int) -> None:
+        original = getattr(module, name)
+
+        def observed(*args: Any, **options: Any) -> Any:
+            seen.append(args[place])
+            return original(*args, **options)
+
+        monkeypatch.setattr(module, name, observed)
+
+    watch(norm, "all_reduce_residual_norm", 3)
+    watch(device_sum, "all_reduce", 1)
+    prompts: Sequence[Sequence[int]] = [Recording.of("gqa").prompts[1]]
+    expected = forward(load(data_dir, 1), prompts)
+    assert not seen
+    jax.clear_caches()
+    np.testing.assert_allclose(forward(load(data_dir, 2), prompts), expected, atol=1e-4)
+    assert seen and all(peers is not None and peers.table.shape == (1, 6) for peers in seen)

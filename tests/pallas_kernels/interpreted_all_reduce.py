@@ -1,0 +1,102 @@
+"""Runs the all-reduce kernels in Triton's interpreter, rank after rank, over workspaces in this process's memory.
+
+The interpreter knows no assembly: sending and receiving a line are replaced by plain stores and loads of the same 16
+bytes. Ranks that run one after the other cannot wait for each other, so each call is made three times, with counters
+and error words as they were: once so that all have sent; again because a rank that received nothing tells the others so
+in its next program; and once more so that all receive.
+"""
+
+# mypy: ignore-errors
+# The kernels are Triton's language, which only looks like Python.
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import triton
+import triton.language as tl
+
+import pallas_kernels.all_reduce.triton as launching
+from pallas_kernels.all_reduce import Peers, WorkspaceLayout, kernels
+from pallas_kernels.all_reduce.workspace import address_table
+
+
+@triton.jit
+def send_lines(address, word, epoch, live):
+    half = address.to(tl.pointer_type(tl.int64))
+    flag = epoch.to(tl.int64) << 32
+    tl.store(half, (word & 0xFFFFFFFF) | flag, mask=live != 0)
+    tl.store(half + 1, ((word >> 32) & 0xFFFFFFFF) | flag, mask=live != 0)
+
+
+@triton.jit
+def receive_lines(address, epoch, live, polls, error, TOGETHER: tl.constexpr):
+    half = address.to(tl.pointer_type(tl.int64))
+    low = tl.load(half, mask=live != 0, other=0)
+    high = tl.load(half + 1, mask=live != 0, other=0)
+    seen = ((low >> 32) == epoch) & ((high >> 32) == epoch)
+    missing = tl.max(tl.where(seen | (live == 0), 0, 1), 0)
+    tl.store(error.to(tl.pointer_type(tl.int32)), missing, mask=missing != 0)
+    return (low & 0xFFFFFFFF) | (high << 32)
+
+
+class Ranks:
+    """Workspaces of some ranks, and calls of all of them."""
+
+    def __init__(self, layout: WorkspaceLayout) -> None:
+        self._layout = layout
+        self.memory = [np.zeros(layout.num_bytes // 4, np.int32) for _ in range(layout.num_devices)]
+        self._table = address_table([m.ctypes.data for m in self.memory])
+
+    def call(self, operation: Callable[..., list[jax.Array]], ranks: list[int]) -> list[list[np.ndarray]]:
+        """The results of each of these ranks; the others do not take part."""
+        counters = slice(0, self._layout.exchange_inbox // 4)
+        before = [m[counters].copy() for m in self.memory]
+        for attempt in range(3):
+            results = []
+            for rank in ranks:
+                if attempt:
+                    self.memory[rank][counters] = before[rank]
+                peers = Peers(jnp.asarray(self._table[rank : rank + 1]), self._layout)
+                results.append([np.asarray(a) for a in operation(rank, peers)])
+        return results
+
+
+def run(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, ...]:
+    """Three calls of `operation` on each rank, of the given rows; then the error words.
+
+    The second call has half of the rows, so that rows are at different epochs. With `late`, the last rank makes it
+    after the others, which gave it up. Results: those of the last call of rank 0, then of rank 1, and so on; then the
+    error words.
+    """
+    kernels.send_lines, kernels.receive_lines = send_lines, receive_lines
+    num_ranks = arrays["parts"].shape[0] if "parts" in arrays else arrays["values"].shape[0]
+    layout = WorkspaceLayout(num_ranks, options.pop("row_bytes"), options.pop("max_rows"), max_exchange_rows=16)
+    late = options.pop("late", False)
+    ranks = Ranks(layout)
+    for turn in range(3):
+        rows = slice(None, None, 2) if turn == 1 else slice(None)
+
+        def operation(rank: int, peers: Peers, turn: int = turn, rows: slice = rows) -> list[jax.Array]:
+            own = {name: jnp.asarray(a[rank]) for name, a in arrays.items() if name in ("parts", "values", "ids")}
+            if "values" in arrays:
+                chosen = launching.argmax_over_devices_triton(
+                    own["values"][rows], own["ids"][rows], peers, polls=1, block=8
+                )
+                return [chosen]
+            # Other values in each call: what is left of an earlier one must not be taken for this one's.
+            parts = own["parts"][:, rows] * (turn - 1 if turn != 1 else 7)
+            if "x" not in arrays:
+                return [launching.all_reduce_triton(parts, jnp.float32, peers, polls=1)]
+            x, weight = jnp.asarray(arrays["x"])[rows], jnp.asarray(arrays["weight"])
+            return list(launching.all_reduce_residual_norm_triton(x, parts, weight, peers, polls=1, **options))
+
+        together = list(range(num_ranks))
+        if late and turn == 1:
+            ranks.call(operation, together[:-1])
+            ranks.call(operation, together[-1:])
+        else:
+            results = ranks.call(operation, together)
+    errors = np.array([m[0] for m in ranks.memory])
+    return (*(array for of_rank in results for array in of_rank), errors)

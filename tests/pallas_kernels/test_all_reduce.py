@@ -1,0 +1,268 @@
+"""Sums and maxima over devices: XLA's on CPU devices, the kernels' arithmetic and addressing in Triton's interpreter,
+the workspace, and which of them is picked."""
+
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from pallas_kernels import platform
+from pallas_kernels.all_reduce import (
+    Peers,
+    PeerWorkspace,
+    WorkspaceLayout,
+    all_reduce,
+    all_reduce_residual_norm,
+    api,
+    argmax_over_devices,
+    why_no_peers,
+)
+from pallas_kernels.all_reduce.arg_specs import HIDDEN_SIZES
+from pallas_kernels.all_reduce.config import LINE_DATA_BYTES, MAX_ONE_SHOT_ROWS, one_shot_rows, row_config
+from pallas_kernels.all_reduce.workspace import address_table
+from tests.pallas_kernels.interpreter import KernelCase, interpret_cases
+
+EPS = 1e-5
+KINDS = ("rms", "rms_rounded_last", "rms_plus_one")
+ROWS = 4
+
+
+def mesh_of(size: int) -> Mesh:
+    return Mesh(np.array(jax.devices()[:size]), ("tensor",))
+
+
+def over_devices(function: Any, mesh: Mesh, *specs: P) -> Any:
+    """A function of each device's own arrays; results stand one after the other, device by device."""
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=P("tensor"), check_vma=False))
+
+
+def arguments(ranks: int, size: int, num_parts: int = 1) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(size + ranks)
+    return {
+        "parts": rng.standard_normal((ranks, num_parts, ROWS, size)).astype(np.float32),
+        "x": rng.standard_normal((ROWS, size)).astype(np.float32),
+        "weight": rng.standard_normal(size).astype(np.float32),
+    }
+
+
+def expected(args: dict[str, np.ndarray], kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """The stream and its norm, in float64."""
+    stream = args["x"].astype(np.float64) + args["parts"].astype(np.float64).sum((0, 1))
+    scale = args["weight"].astype(np.float64) + (kind == "rms_plus_one")
+    return stream, stream / np.sqrt((stream**2).mean(-1, keepdims=True) + EPS) * scale
+
+
+def choices(ranks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values with ties, ids that rise from rank to rank, and the ids to be chosen."""
+    rng = np.random.default_rng(ranks)
+    values = rng.integers(-2, 2, (ranks, 11)).astype(np.float32)
+    values[:, 9] = -np.inf
+    values[:, 10] = -0.25
+    ids = (100 * np.arange(ranks)[:, None] + rng.integers(0, 100, (ranks, 11))).astype(np.int32)
+    return values, ids, np.take_along_axis(ids, values.argmax(0)[None], 0)[0]
+
+
+@pytest.mark.parametrize("num_parts", [1, 3])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_reference_sums_parts_and_devices(ranks: int, num_parts: int) -> None:
+    args = arguments(ranks, 64, num_parts)
+    mesh = mesh_of(ranks)
+    parts = args["parts"].reshape(-1, ROWS, 64)
+    summed = over_devices(lambda p: all_reduce(p, None, axis_name="tensor"), mesh, P("tensor"))(parts)
+    for own in np.asarray(summed).reshape(ranks, ROWS, 64):
+        np.testing.assert_allclose(own, parts.sum(0), atol=1e-5)
+    for kind in KINDS:
+        reduce = partial(all_reduce_residual_norm, peers=None, axis_name="tensor", eps=EPS, kind=kind)
+        results = over_devices(reduce, mesh, P(), P("tensor"), P())(args["x"], parts, args["weight"])
+        for result, want in zip(results, expected(args, kind), strict=True):
+            for own in np.asarray(result).reshape(ranks, ROWS, 64):
+                np.testing.assert_allclose(own, want, atol=2e-5)
+
+
+def test_the_sum_is_rounded_before_it_is_added_to_the_stream() -> None:
+    """As if one product had given it: 256 + 1/2 + 1/2 in bfloat16 is 257 only if the halves are added first."""
+    x = jnp.full((1, 64), 256, jnp.bfloat16)
+    parts = jnp.full((2, 1, 64), 1, jnp.bfloat16)
+    reduce = partial(all_reduce_residual_norm, peers=None, axis_name="tensor", eps=EPS)
+    stream, _ = over_devices(reduce, mesh_of(2), P(), P("tensor"), P())(x, parts, jnp.ones(64, jnp.bfloat16))
+    assert set(np.asarray(stream, np.float32).ravel()) == {258.0}
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_reference_chooses_the_first_of_the_largest(ranks: int) -> None:
+    values, ids, want = choices(ranks)
+
+    def choose(values: jax.Array, ids: jax.Array) -> jax.Array:
+        return argmax_over_devices(values[0], ids[0], None, axis_name="tensor")
+
+    chosen = over_devices(choose, mesh_of(ranks), P("tensor"), P("tensor"))(values, ids)
+    for own in np.asarray(chosen).reshape(ranks, -1):
+        np.testing.assert_array_equal(own, want)
+
+
+@pytest.fixture(scope="module")
+def kernel_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[np.ndarray]]:
+    cases = {}
+    for ranks in (2, 3):
+        for kind in KINDS:
+            options = {"operation": "all_reduce", "row_bytes": 800, "max_rows": 6, "eps": EPS, "kind": kind}
+            cases[f"{kind} {ranks}"] = KernelCase(arguments(ranks, 100), options)
+        values, ids, _ = choices(ranks)
+        exchange = {"operation": "all_reduce", "row_bytes": 800, "max_rows": 6}
+        cases[f"argmax {ranks}"] = KernelCase({"values": values, "ids": ids}, exchange)
+        cases[f"argmax {ranks} late"] = KernelCase({"values": values, "ids": ids}, {**exchange, "late": True})
+        parts = arguments(ranks, 64, 3)["parts"]
+        cases[f"sum {ranks}"] = KernelCase({"parts": parts}, dict(exchange))
+    # 4500 values of 4 bytes are 2250 lines: two chunks, the second of them not full.
+    long = {"operation": "all_reduce", "row_bytes": 18000, "max_rows": ROWS, "eps": EPS, "kind": "rms"}
+    cases["long"] = KernelCase(arguments(2, 4500), long)
+    return interpret_cases(tmp_path_factory.mktemp("cases"), cases)
+
+
+def of_ranks(results: list[np.ndarray], ranks: int) -> list[list[np.ndarray]]:
+    """The results of each rank, after a look at whether all of them have the same bits and no wait was given up."""
+    *arrays, errors = results
+    assert not errors.any()
+    each = len(arrays) // ranks
+    grouped = [arrays[rank * each : (rank + 1) * each] for rank in range(ranks)]
+    for of_rank in grouped[1:]:
+        for array, first in zip(of_rank, grouped[0], strict=True):
+            assert array.tobytes() == first.tobytes()
+    return grouped
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_kernels_add_all_ranks_rows_to_the_stream_and_normalise_it(
+    ranks: int, kind: str, kernel_results: dict[str, list[np.ndarray]]
+) -> None:
+    (first, *_) = of_ranks(kernel_results[f"{kind} {ranks}"], ranks)
+    for result, want in zip(first, expected(arguments(ranks, 100), kind), strict=True):
+        np.testing.assert_allclose(result, want, atol=2e-5)
+
+
+def test_kernels_take_long_rows_in_chunks(kernel_results: dict[str, list[np.ndarray]]) -> None:
+    assert row_config(18000).chunks == 2
+    (first, *_) = of_ranks(kernel_results["long"], 2)
+    for result, want in zip(first, expected(arguments(2, 4500), "rms"), strict=True):
+        np.testing.assert_allclose(result, want, atol=5e-5)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_kernels_sum_parts_first_and_ranks_in_their_order(
+    ranks: int, kernel_results: dict[str, list[np.ndarray]]
+) -> None:
+    ((summed,), *_) = of_ranks(kernel_results[f"sum {ranks}"], ranks)
+    total = np.zeros((ROWS, 64), np.float32)
+    for own in arguments(ranks, 64, 3)["parts"]:
+        total += (own[0] + own[1]) + own[2]
+    np.testing.assert_array_equal(summed, total)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_kernels_choose_the_first_of_the_largest(ranks: int, kernel_results: dict[str, list[np.ndarray]]) -> None:
+    ((chosen,), *_) = of_ranks(kernel_results[f"argmax {ranks}"], ranks)
+    np.testing.assert_array_equal(chosen, choices(ranks)[2])
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_every_rank_hears_of_a_wait_that_was_given_up(ranks: int, kernel_results: dict[str, list[np.ndarray]]) -> None:
+    """The last rank made a call when the others had given it up; all take part in the next one."""
+    *chosen, errors = kernel_results[f"argmax {ranks} late"]
+    assert errors[0] == 1
+    assert len(chosen) == ranks and all((of_rank == -1).all() for of_rank in chosen)
+
+
+@pytest.mark.parametrize("num_devices", [2, 3, 8])
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("size", HIDDEN_SIZES.values())
+def test_the_regions_of_a_workspace_follow_each_other(size: int, itemsize: int, num_devices: int) -> None:
+    layout = WorkspaceLayout.of(size, itemsize, num_devices)
+    assert 0 < layout.max_rows <= MAX_ONE_SHOT_ROWS
+    ends = (
+        4,  # the error word
+        layout.row_counters + 4 * layout.max_rows,
+        layout.exchange_counters + 4 * layout.max_exchange_rows,
+        layout.exchange_inbox + 2 * (num_devices - 1) * layout.max_exchange_rows * 16,
+        layout.row_inbox + 2 * (num_devices - 1) * layout.max_rows * layout.row_bytes * 2,
+    )
+    starts = (layout.row_counters, layout.exchange_counters, layout.exchange_inbox, layout.row_inbox, layout.num_bytes)
+    assert all(end <= start and start % 16 == 0 for end, start in zip(ends, starts, strict=True))
+    assert layout.num_bytes < 64 << 20
+
+
+@pytest.mark.parametrize("row_bytes", [8, 1152, 8192, 16384, 32768, 65536])
+def test_a_row_is_cut_so_that_all_of_it_is_sent(row_bytes: int) -> None:
+    config = row_config(row_bytes)
+    assert config.lines * config.chunks * LINE_DATA_BYTES >= row_bytes
+    assert config.lines == 32 * config.num_warps * config.together
+    assert config.num_warps <= 32 and config.together <= 2
+
+
+def test_more_devices_take_fewer_rows_at_once() -> None:
+    assert [one_shot_rows(8192, n) for n in (2, 4, 8)] == [512, 256, 128]
+
+
+def test_the_table_holds_the_others_addresses_in_the_order_of_ranks_after_mine() -> None:
+    addresses = [0x7F00_8000_0000, 0x7F01_0000_0100, 0xFFFF_FFFF_0000]
+    table = address_table(addresses)
+    assert table.dtype == np.int32 and table.shape == (3, 8)
+    halves = table.view(np.uint32).astype(np.uint64)
+    read = halves[:, 0:6:2] | halves[:, 1:6:2] << np.uint64(32)
+    assert read.tolist() == [[addresses[(r + j) % 3] for j in range(3)] for r in range(3)]
+    assert table[:, 6].tolist() == [0, 1, 2]
+
+
+def test_a_workspace_stays_where_its_table_says() -> None:
+    workspace = PeerWorkspace(mesh_of(2), WorkspaceLayout.of(64, 4, 2))
+    table = np.asarray(workspace.peers.table).view(np.uint32).astype(np.uint64)
+    pointers = [s.data.unsafe_buffer_pointer() for s in workspace._memory.addressable_shards]
+    assert [int(row[0] | row[1] << np.uint64(32)) for row in table] == pointers
+    assert workspace.errors() == [0, 0]
+    with pytest.raises(ValueError, match="layout is for 4 devices; the mesh has 2"):
+        PeerWorkspace(mesh_of(2), WorkspaceLayout.of(64, 4, 4))
+
+
+def test_devices_that_are_alone_or_no_gpus_have_no_peers() -> None:
+    assert why_no_peers(mesh_of(1)) == "there is one device"
+    assert why_no_peers(mesh_of(2)) == "the devices are not NVIDIA GPUs"
+
+
+def test_gpus_of_several_processes_have_no_peers() -> None:
+    devices = [mock.Mock(platform="gpu", process_index=i) for i in range(2)]
+    assert why_no_peers(mock.Mock(devices=np.array(devices))) == "the devices belong to several processes"
+
+
+def test_kernels_are_picked_up_to_the_rows_that_the_workspace_takes() -> None:
+    layout = WorkspaceLayout.of(4096, 2, 2)
+    peers = Peers(jnp.zeros((1, 6), jnp.int32), layout)
+    bfloat16 = jnp.dtype(jnp.bfloat16)
+    with mock.patch.object(platform, "triton_can_run", lambda: True):
+        assert api._pick(None, peers, layout.max_rows, 4096, bfloat16) == "triton"
+        assert api._pick(None, peers, layout.max_rows + 1, 4096, bfloat16) == "reference"
+        assert api._pick(None, peers, 1, 4098, bfloat16) == "reference"
+        assert api._pick(None, peers, 1, 2049, bfloat16) == "reference"
+        assert api._pick(None, None, 1, 4096, bfloat16) == "reference"
+        assert api._pick("reference", peers, 1, 4096, bfloat16) == "reference"
+        with pytest.raises(ValueError, match="triton needs peers"):
+            api._pick("triton", None, 1, 4096, bfloat16)
+    with mock.patch.object(platform, "triton_can_run", lambda: False):
+        assert api._pick(None, peers, 1, 4096, bfloat16) == "reference"
+
+
+def test_wrong_arguments_are_named() -> None:
+    rows = jnp.zeros((1, 2, 8))
+    with pytest.raises(ValueError, match=r"parts must be \[parts, T, D\]"):
+        all_reduce(rows[0], None, axis_name="tensor")
+    with pytest.raises(ValueError, match="must be bfloat16, or float32 if there are several"):
+        all_reduce(rows, None, axis_name="tensor", dtype=jnp.bfloat16)
+    with pytest.raises(ValueError, match="unknown kind 'max'"):
+        all_reduce_residual_norm(rows[0], rows, rows[0, 0], None, axis_name="tensor", eps=EPS, kind="max")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="float32 and int32"):
+        argmax_over_devices(jnp.zeros(3), jnp.zeros(3), None, axis_name="tensor")
