@@ -8,6 +8,7 @@ import jax
 
 # What XLA's assembler of CUDA 12.8 and later reads; Triton's newest default may be ahead of it.
 PTX_VERSION = 87
+NUM_SMS = 132  # streaming multiprocessors of an H100 or H200; only how work is cut depends on it
 
 
 Implementation = Literal["reference", "triton"]

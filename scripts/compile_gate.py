@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -168,6 +168,27 @@ def check_kernels(mesh: Mesh, heads: HeadSpec, dtype: str) -> list[str]:
     return problems
 
 
+def check_mosaic_kernel(where: str, function: Callable[..., Any], *args: Any, may_spill: int = 0) -> list[str]:
+    """What is wrong with the one Mosaic GPU kernel of a function, which may spill so many bytes."""
+    with (
+        tempfile.TemporaryDirectory() as dump,
+        mock.patch.dict(os.environ, {**MOSAIC_DUMP, "MOSAIC_GPU_DUMP_TO": dump}),
+    ):
+        jax.jit(function).lower(*args).compile()
+        (path,) = Path(dump).glob("*.ptx")
+        kernel = CompiledKernel(where, path.read_text(), 0)
+    report = kernel.assembled()
+    spilled = max(map(int, re.findall(r"(\d+) bytes spill", report)))
+    print(f"{where}: {spilled} bytes spilled", flush=True)
+    problems = []
+    if spilled > may_spill:
+        problems.append(f"{where}: {spilled} bytes spilled")
+    # The assembler makes one product wait for the last if it cannot keep them apart.
+    if "serialized" in report or "wgmma.mma_async" not in kernel.ptx:
+        problems.append(f"{where}: products do not overlap: {report}")
+    return problems
+
+
 def check_mosaic(mesh: Mesh, heads: HeadSpec) -> list[str]:
     """What is wrong with the Mosaic GPU prefill kernel for one shape of heads."""
     k, g, h = heads.num_kv_heads, heads.group, heads.head_dim
@@ -184,25 +205,9 @@ def check_mosaic(mesh: Mesh, heads: HeadSpec) -> list[str]:
         abstract((65,), "int32"),
         abstract((64,), "int32"),
     )
-    with (
-        tempfile.TemporaryDirectory() as dump,
-        mock.patch.dict(os.environ, {**MOSAIC_DUMP, "MOSAIC_GPU_DUMP_TO": dump}),
-    ):
-        jax.jit(partial(prefill_mosaic_gpu, scale=h**-0.5, config=config)).lower(*args).compile()
-        (path,) = Path(dump).glob("*.ptx")
-        kernel = CompiledKernel("prefill_mosaic_gpu", path.read_text(), 0)
-    report = kernel.assembled()
-    spilled = max(map(int, re.findall(r"(\d+) bytes spill", report)))
-    where = f"{kernel.name}, {heads}"
-    print(f"{where}: {spilled} bytes spilled", flush=True)
-    problems = []
+    prefill = partial(prefill_mosaic_gpu, scale=h**-0.5, config=config)
     # A few numbers that a tile needs at its beginning and end may lie in memory.
-    if spilled > 16:
-        problems.append(f"{where}: {spilled} bytes spilled")
-    # The assembler makes one product wait for the last if it cannot keep them apart.
-    if "serialized" in report or "wgmma.mma_async" not in kernel.ptx:
-        problems.append(f"{where}: products do not overlap: {report}")
-    return problems
+    return check_mosaic_kernel(f"prefill_mosaic_gpu, {heads}", prefill, *args, may_spill=16)
 
 
 def check_stream(mesh: Mesh, columns: int, size: int, *, one_part: bool) -> list[str]:
@@ -211,21 +216,7 @@ def check_stream(mesh: Mesh, columns: int, size: int, *, one_part: bool) -> list
     assert config is not None
     sharding = NamedSharding(mesh, PartitionSpec())
     x, weight = (jax.ShapeDtypeStruct((n, size), "bfloat16", sharding=sharding) for n in (32, columns))
-    with (
-        tempfile.TemporaryDirectory() as dump,
-        mock.patch.dict(os.environ, {**MOSAIC_DUMP, "MOSAIC_GPU_DUMP_TO": dump}),
-    ):
-        jax.jit(partial(stream_matmul, config=config)).lower(x, weight).compile()
-        (path,) = Path(dump).glob("*.ptx")
-        kernel = CompiledKernel("stream_matmul", path.read_text(), 0)
-    report = kernel.assembled()
-    spilled = max(map(int, re.findall(r"(\d+) bytes spill", report)))
-    where = f"{kernel.name}, {columns} x {size}"
-    print(f"{where}: {spilled} bytes spilled", flush=True)
-    problems = [f"{where}: {spilled} bytes spilled"] if spilled else []
-    if "serialized" in report or "wgmma.mma_async" not in kernel.ptx:
-        problems.append(f"{where}: products do not overlap: {report}")
-    return problems
+    return check_mosaic_kernel(f"stream_matmul, {columns} x {size}", partial(stream_matmul, config=config), x, weight)
 
 
 def check_sampler(mesh: Mesh, num_rows: int, vocab_size: int) -> list[str]:
@@ -340,6 +331,20 @@ def _plan(call: str, bucket: Bucket) -> str | None:
     return operands[place] if len(operands) > 5 else None
 
 
+def step_buckets() -> dict[tuple[int, bool, SamplerKind], Bucket]:
+    """The buckets of an engine on a GPU, by tokens, whether they only decode, and sampler."""
+    buckets = Buckets(max_num_seqs=256, max_num_batched_tokens=8192, page_size=16, split_decode=True)
+    return {(b.num_tokens, b.decode_only, b.sampler): b for b in buckets}
+
+
+def report_problems(problems: list[str]) -> int:
+    """Print them, and give the exit status."""
+    for problem in problems:
+        print(f"FAIL {problem}")
+    print("compiled as it must" if not problems else f"{len(problems)} problems")
+    return 1 if problems else 0
+
+
 def main() -> int:
     mesh = h200(1)
     problems = []
@@ -349,10 +354,7 @@ def main() -> int:
             problems += check_kernels(mesh, heads, "float32")
     for vocab_size in VOCABULARIES.values():
         problems += check_sampler(mesh, 256, vocab_size)
-    buckets = {
-        (b.num_tokens, b.decode_only, b.sampler): b
-        for b in Buckets(max_num_seqs=256, max_num_batched_tokens=8192, page_size=16, split_decode=True)
-    }
+    buckets = step_buckets()
     for name in ("llama-3-8b", "llama-2-7b", "demo", "smollm-135m"):
         problems += check_mosaic(mesh, HEADS[name])
     for columns, size, one_part in ((6144, 4096, True), (4096, 4096, False), (4096, 14336, False)):
@@ -363,10 +365,7 @@ def main() -> int:
         if not buckets[step].decode_only:
             problems += check_step(mesh, buckets[step], mosaic=True)
     problems += check_step(mesh, buckets[1, True, SamplerKind.GREEDY], skinny=True)
-    for problem in problems:
-        print(f"FAIL {problem}")
-    print("compiled as it must" if not problems else f"{len(problems)} problems")
-    return 1 if problems else 0
+    return report_problems(problems)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxserve.runner.buckets import Bucket, Buckets, SamplerKind
+from jaxserve.runner.buckets import Bucket, SamplerKind
 from jaxserve.runner.kv_pool import KVPoolSpec
 from jaxserve.runner.model_runner import StepCompiler
 from jaxserve.sharding import named_sharding
@@ -124,16 +124,10 @@ def main() -> int:
         problems += check_kernels(meshes[8], 16384, dtype, 1)
     problems += check_kernels(meshes[2], 4096, "bfloat16", 2)
     problems += check_kernels(meshes[4], 8192, "bfloat16", 4)
-    buckets = {
-        (b.num_tokens, b.decode_only, b.sampler): b
-        for b in Buckets(max_num_seqs=256, max_num_batched_tokens=8192, page_size=16, split_decode=True)
-    }
+    buckets = gate.step_buckets()
     for num_devices, num_tokens, decode_only, sampler in STEPS:
         problems += check_step(meshes[num_devices], buckets[num_tokens, decode_only, sampler])
-    for problem in problems:
-        print(f"FAIL {problem}")
-    print("compiled as it must" if not problems else f"{len(problems)} problems")
-    return 1 if problems else 0
+    return gate.report_problems(problems)
 
 
 if __name__ == "__main__":

@@ -157,10 +157,7 @@ def main() -> int:
     for num_tokens in NUM_TOKENS:
         problems += check_kernels(mesh, "qwen3-30b-a3b", num_tokens, "float32")
         problems += check_layers(mesh, "qwen3-30b-a3b", num_tokens)
-    for problem in problems:
-        print(f"FAIL {problem}")
-    print("compiled as it must" if not problems else f"{len(problems)} problems")
-    return 1 if problems else 0
+    return gate.report_problems(problems)
 
 
 if __name__ == "__main__":

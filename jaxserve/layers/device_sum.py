@@ -7,9 +7,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from jaxserve.layers.linear import sum_parts
 from jaxserve.sharding import TENSOR_AXIS, tensor_parallel_size
 from pallas_kernels.all_reduce import Peers, all_reduce
+from pallas_kernels.residual_norm.reference import sum_parts
 
 # Each device's own parts, whole rows, and its own row of the table of peers.
 PARTS_SPEC = P(TENSOR_AXIS)

@@ -10,7 +10,8 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from jaxserve.layers.parameter import abstract_param
-from jaxserve.sharding import TENSOR_AXIS, constrain, tensor_parallel_size
+from jaxserve.sharding import TENSOR_AXIS, tensor_parallel_size
+from pallas_kernels.residual_norm.reference import sum_parts
 from pallas_kernels.skinny_matmul import skinny_matmul
 
 
@@ -19,11 +20,6 @@ def project(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     # Without this a GPU would round float32 inputs to TF32.
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jnp.einsum(subscripts, x, weight, precision=precision)
-
-
-def sum_parts(parts: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """[parts, T, N] to the product itself [T, N]."""
-    return parts[0] if parts.shape[0] == 1 else jnp.sum(parts, axis=0).astype(dtype)
 
 
 def multiply_split(x: jax.Array, weight: jax.Array, bias: jax.Array | None, mesh: Mesh) -> jax.Array:
@@ -39,9 +35,13 @@ def multiply_split(x: jax.Array, weight: jax.Array, bias: jax.Array | None, mesh
         [parts, T, N], the bias in it. Over several devices each has parts of its own, by the first axis, and only the
         sum over them all is the product.
     """
-    if tensor_parallel_size(mesh) == 1:
+
+    def product(x: jax.Array, weight: jax.Array) -> jax.Array:
         # One contracted axis: with three, XLA transposes both sides before the product.
-        parts = skinny_matmul(x.reshape(x.shape[0], -1), weight.reshape(weight.shape[0], -1))
+        return skinny_matmul(x.reshape(x.shape[0], -1), weight.reshape(weight.shape[0], -1))
+
+    if tensor_parallel_size(mesh) == 1:
+        parts = product(x, weight)
         return parts if bias is None else (sum_parts(parts, x.dtype) + bias)[None]
 
     @partial(
@@ -52,7 +52,7 @@ def multiply_split(x: jax.Array, weight: jax.Array, bias: jax.Array | None, mesh
         check_vma=False,
     )
     def local(x: jax.Array, weight: jax.Array, bias: jax.Array | None) -> jax.Array:
-        parts = skinny_matmul(x.reshape(x.shape[0], -1), weight.reshape(weight.shape[0], -1))
+        parts = product(x, weight)
         if bias is None:
             return parts
         # One device adds it, for all.
@@ -140,10 +140,6 @@ class OutputProjection(nnx.Module):
         self.weight = abstract_param(mesh, shape, ("embed", "kv_heads", "group", "head_dim"), dtype)
         self.bias = abstract_param(mesh, (hidden_size,), ("embed",), dtype) if bias else None
         self.mesh = mesh
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[T, K, G, H] to [T, D], summed over the devices."""
-        return constrain(sum_parts(self.in_parts(x), x.dtype), self.mesh)
 
     def in_parts(self, x: jax.Array) -> jax.Array:
         """[T, K, G, H] to [parts, T, D] as `multiply_split` leaves them."""

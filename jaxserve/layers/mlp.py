@@ -7,9 +7,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from jaxserve.layers.linear import multiply_split, project, sum_parts
+from jaxserve.layers.linear import multiply_split, project
 from jaxserve.layers.parameter import abstract_param
-from jaxserve.sharding import constrain
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
@@ -63,10 +62,6 @@ class DownProjection(nnx.Module):
         self.bias = abstract_param(mesh, (hidden_size,), ("embed",), dtype) if bias else None
         self.mesh = mesh
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[T, F] to [T, D], summed over the devices."""
-        return constrain(sum_parts(self.in_parts(x), x.dtype), self.mesh)
-
     def in_parts(self, x: jax.Array) -> jax.Array:
         """[T, F] to [parts, T, D] as `multiply_split` leaves them."""
         return multiply_split(x, self.weight[...], None if self.bias is None else self.bias[...], self.mesh)
@@ -97,10 +92,6 @@ class FeedForward(nnx.Module):
     """What feed-forward layers share: inner values that each makes in its own way, and the product after them."""
 
     down_proj: DownProjection
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[T, D] to [T, D]."""
-        return self.down_proj(self._inner(x))
 
     def in_parts(self, x: jax.Array) -> jax.Array:
         """[T, D] to [parts, T, D] as `multiply_split` leaves them."""

@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from jaxserve.layers.linear import sum_parts
 from jaxserve.layers.parameter import abstract_param
 from jaxserve.sharding import TENSOR_AXIS, constrain, partition_spec
 from pallas_kernels.grouped_matmul import expert_mlp
+from pallas_kernels.residual_norm.reference import sum_parts
 from pallas_kernels.top_k_experts import top_k_experts
 
 _GATE_UP_AXES = ("experts", "gate_up", "mlp", "embed")

@@ -11,6 +11,8 @@ are bounded; after one was given up the error word is set, and later calls do no
 import triton
 import triton.language as tl
 
+from pallas_kernels.residual_norm.kernels import scale_normed
+
 # $0 is a result that nobody reads. The 16 bytes of a line are written, and read, as two halves with a flag each.
 SEND: tl.constexpr = tl.constexpr("""
 {
@@ -182,6 +184,34 @@ def send_to_all(
 
 
 @triton.jit
+def send_row(
+    parts,
+    table,
+    row,
+    epoch,
+    dtype: tl.constexpr,
+    D: tl.constexpr,
+    PARTS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    LINES: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    N: tl.constexpr,
+    INBOX: tl.constexpr,
+    MAX_ROWS: tl.constexpr,
+    ROW_LINES: tl.constexpr,
+):
+    """Push a whole row, before anything is waited for. What this device sent of its last chunk: all, if it is one."""
+    V: tl.constexpr = 64 // dtype.primitive_bitwidth
+    for chunk in tl.static_range(CHUNKS):
+        line = chunk * LINES + tl.arange(0, LINES)
+        d = line[:, None] * V + tl.arange(0, V)[None, :]
+        own = local_sum(parts, row * D + d, d < D, PARTS, STRIDE, dtype)
+        live = (line * V < D).to(tl.int32)
+        send_to_all(own, table, row, line, live, epoch, dtype, N, INBOX, MAX_ROWS, ROW_LINES)
+    return own
+
+
+@triton.jit
 def sum_of_all(
     own,
     base,
@@ -239,13 +269,7 @@ def all_reduce_kernel(
     V: tl.constexpr = 64 // dtype.primitive_bitwidth
     row = tl.program_id(0).to(tl.int64)
     base, counter, epoch, polls = begin_row(table, row, COUNTERS, POLLS)
-    # All is sent before anything is waited for.
-    for chunk in tl.static_range(CHUNKS):
-        line = chunk * LINES + tl.arange(0, LINES)
-        d = line[:, None] * V + tl.arange(0, V)[None, :]
-        own = local_sum(parts, row * D + d, d < D, PARTS, STRIDE, dtype)
-        live = (line * V < D).to(tl.int32)
-        send_to_all(own, table, row, line, live, epoch, dtype, N, INBOX, MAX_ROWS, ROW_LINES)
+    own = send_row(parts, table, row, epoch, dtype, D, PARTS, STRIDE, LINES, CHUNKS, N, INBOX, MAX_ROWS, ROW_LINES)
     for chunk in tl.static_range(CHUNKS):
         line = chunk * LINES + tl.arange(0, LINES)
         d = line[:, None] * V + tl.arange(0, V)[None, :]
@@ -259,19 +283,6 @@ def all_reduce_kernel(
     # All threads have read the counter.
     tl.debug_barrier()
     tl.store(counter, epoch)
-
-
-@triton.jit
-def normed(stream, scale, inverse, dtype: tl.constexpr, KIND: tl.constexpr):
-    """The stream over its root mean square, scaled by the weight."""
-    values = stream.to(tl.float32) * inverse
-    if KIND == "rms":
-        out = values.to(dtype).to(tl.float32) * scale.to(tl.float32)
-    elif KIND == "rms_plus_one":
-        out = values * (scale.to(tl.float32) + 1.0)
-    else:
-        out = values * scale.to(tl.float32)
-    return out.to(dtype)
 
 
 @triton.jit
@@ -302,12 +313,7 @@ def all_reduce_residual_norm_kernel(
     V: tl.constexpr = 64 // dtype.primitive_bitwidth
     row = tl.program_id(0).to(tl.int64)
     base, counter, epoch, polls = begin_row(table, row, COUNTERS, POLLS)
-    for chunk in tl.static_range(CHUNKS):
-        line = chunk * LINES + tl.arange(0, LINES)
-        d = line[:, None] * V + tl.arange(0, V)[None, :]
-        own = local_sum(parts, row * D + d, d < D, PARTS, STRIDE, dtype)
-        live = (line * V < D).to(tl.int32)
-        send_to_all(own, table, row, line, live, epoch, dtype, N, INBOX, MAX_ROWS, ROW_LINES)
+    own = send_row(parts, table, row, epoch, dtype, D, PARTS, STRIDE, LINES, CHUNKS, N, INBOX, MAX_ROWS, ROW_LINES)
     squares = tl.zeros([LINES, V], tl.float32)
     for chunk in tl.static_range(CHUNKS):
         line = chunk * LINES + tl.arange(0, LINES)
@@ -335,7 +341,9 @@ def all_reduce_residual_norm_kernel(
         if CHUNKS > 1:
             stream = tl.load(x_out + row * D + d, mask=d < D, other=0.0)
             scale = tl.load(weight + d, mask=d < D, other=0.0)
-        tl.store(normed_out + row * D + d, normed(stream, scale, inverse, dtype, KIND), mask=d < D)
+        tl.store(
+            normed_out + row * D + d, scale_normed(stream.to(tl.float32) * inverse, scale, dtype, KIND), mask=d < D
+        )
 
 
 @triton.jit

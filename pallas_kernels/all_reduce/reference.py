@@ -4,15 +4,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-
-def sum_local_parts(parts: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """[parts, T, D] to this device's sum [T, D], rounded to `dtype` as if one product had given it."""
-    return (parts[0] if parts.shape[0] == 1 else jnp.sum(parts, axis=0)).astype(dtype)
+from pallas_kernels.residual_norm.reference import sum_parts
 
 
 def all_reduce_reference(parts: jax.Array, dtype: DTypeLike, axis_name: str) -> jax.Array:
     """See `all_reduce`."""
-    summed: jax.Array = jax.lax.psum(sum_local_parts(parts, dtype), axis_name)
+    summed: jax.Array = jax.lax.psum(sum_parts(parts, dtype), axis_name)
     return summed
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-NUM_SMS = 132  # streaming multiprocessors of an H100 or H200
+from pallas_kernels.platform import NUM_SMS
+
 # Batches of so many tokens and rows at most take no sorting: a tile has room for all of the tokens.
 SEARCHED_TOKENS = 16
 SEARCHED_ROWS = 128

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-NUM_SMS = 132  # streaming multiprocessors of an H100 or H200; only the number of work items depends on it
+from pallas_kernels.platform import NUM_SMS
 
 
 @dataclass(frozen=True)

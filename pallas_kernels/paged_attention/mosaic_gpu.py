@@ -23,8 +23,9 @@ from jax import lax
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import llvm
 
-from pallas_kernels.paged_attention.config import NUM_SMS, MosaicPrefillConfig
+from pallas_kernels.paged_attention.config import MosaicPrefillConfig
 from pallas_kernels.paged_attention.work import assign
+from pallas_kernels.platform import NUM_SMS
 
 LOG2_E = math.log2(math.e)
 WG_ROWS = 64  # rows of one computing warpgroup; wgmma's M

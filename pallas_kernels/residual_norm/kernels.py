@@ -8,6 +8,18 @@ import triton.language as tl
 
 
 @triton.jit
+def scale_normed(normed, scale, dtype: tl.constexpr, KIND: tl.constexpr):
+    """Scale float32 values of mean square 1 by a norm's weight, rounded to `dtype` where the kind of norm does it."""
+    if KIND == "rms":
+        out = normed.to(dtype).to(tl.float32) * scale.to(tl.float32)
+    elif KIND == "rms_plus_one":
+        out = normed * (scale.to(tl.float32) + 1.0)
+    else:
+        out = normed * scale.to(tl.float32)
+    return out.to(dtype)
+
+
+@triton.jit
 def residual_norm_kernel(
     x,
     delta,
@@ -40,10 +52,4 @@ def residual_norm_kernel(
     tl.store(x_out + row + d, stream, mask=inside)
     total = stream.to(tl.float32)
     normed = total * tl.rsqrt(tl.sum(total * total, 0) / D + eps)
-    if KIND == "rms":
-        out = (normed.to(stream.dtype).to(tl.float32) * scale.to(tl.float32)).to(stream.dtype)
-    elif KIND == "rms_plus_one":
-        out = (normed * (scale.to(tl.float32) + 1.0)).to(stream.dtype)
-    else:
-        out = (normed * scale.to(tl.float32)).to(stream.dtype)
-    tl.store(normed_out + row + d, out, mask=inside)
+    tl.store(normed_out + row + d, scale_normed(normed, scale, stream.dtype, KIND), mask=inside)

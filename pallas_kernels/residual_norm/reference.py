@@ -24,11 +24,16 @@ def rms_norm(x: jax.Array, weight: jax.Array, *, eps: float, kind: NormKind) -> 
     return scale_normed(x32 * jax.lax.rsqrt(mean_square + eps), weight, kind, x.dtype)
 
 
+def sum_parts(parts: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """[parts, T, N] to the product itself [T, N], in `dtype`, which one part alone has already."""
+    return parts[0] if parts.shape[0] == 1 else jnp.sum(parts, axis=0).astype(dtype)
+
+
 def residual_norm_reference(
     x: jax.Array, delta: jax.Array, weight: jax.Array, *, eps: float, kind: NormKind
 ) -> tuple[jax.Array, jax.Array]:
     """See `residual_norm`."""
     if delta.ndim == 3:
-        delta = delta[0] if delta.shape[0] == 1 else jnp.sum(delta, axis=0).astype(x.dtype)
+        delta = sum_parts(delta, x.dtype)
     x = x + delta
     return x, rms_norm(x, weight, eps=eps, kind=kind)

@@ -1,14 +1,15 @@
 """Tile sizes of the kernels, and where each is worth having. Measured on an H200 with Llama-3-8B's matrices."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from pallas_kernels.platform import NUM_SMS
 
 # Where few weights are read at a time there is nothing to win.
 MIN_WEIGHTS = 1 << 22
-NUM_SMS = 132  # streaming multiprocessors of an H100 or H200
 SHARED_BYTES = 232448 - 2048  # that a program may have, less its barriers
-# XLA's products of more columns than this, or of more rows, are as fast in a step.
+# XLA's products of more columns than this are as fast.
 MAX_STREAM_COLUMNS = 8192
-MAX_STREAM_ROWS = 64
+MAX_STREAM_ROWS = 64  # that the Mosaic GPU kernel takes: wgmma's M
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class StreamConfig:
     """How the Mosaic GPU kernel cuts a product.
 
     Attributes:
-        block_n: columns of the result (rows of each matrix) that a program computes at a time.
+        block_n: columns of the result that a program computes at a time.
         num_stages: blocks that its ring holds.
         parts: equal parts that the summed axis is cut into.
         block_d: values of each row a block; a multiple of 64.
@@ -82,18 +83,19 @@ def stream_config(num_rows: int, columns: int, size: int, *, one_part: bool = Fa
     if columns > MAX_STREAM_COLUMNS or columns * size < MIN_WEIGHTS:
         return None
     if one_part:
-        config = _one_tile_each(columns, StreamConfig(0, 0, block_d=128))
+        config = _one_tile_each(columns, parts=1, block_d=128)
     elif size > 8192:
-        config = _one_tile_each(columns, StreamConfig(0, 0, parts=4))
+        config = _one_tile_each(columns, parts=4, block_d=64)
     else:
-        config = _one_tile_each(columns, StreamConfig(0, 0, parts=2, block_d=128))
+        config = _one_tile_each(columns, parts=2, block_d=128)
     return config if size % (config.parts * config.block_d) == 0 else None
 
 
-def _one_tile_each(columns: int, config: StreamConfig) -> StreamConfig:
-    """The config with tiles so wide that each program gets one, if they are not too many, and as many stages as shared
-    memory holds, but at most 12."""
-    block_n = min(128, -(-config.parts * columns // (NUM_SMS * 16)) * 16)
-    result = MAX_STREAM_ROWS * block_n * (2 if config.parts == 1 else 4)
-    stage = 2 * config.block_d * (MAX_STREAM_ROWS + block_n)
-    return replace(config, block_n=block_n, num_stages=min(12, (SHARED_BYTES - result) // stage))
+def _one_tile_each(columns: int, *, parts: int, block_d: int) -> StreamConfig:
+    """Tiles so wide that each program gets one, if they are not too many, and the stages that shared memory holds, at
+    most 12."""
+    # Two warpgroups share the columns, each a multiple of 8.
+    block_n = min(128, -(-parts * columns // (NUM_SMS * 16)) * 16)
+    result = MAX_STREAM_ROWS * block_n * (2 if parts == 1 else 4)
+    stage = 2 * block_d * (MAX_STREAM_ROWS + block_n)
+    return StreamConfig(block_n, min(12, (SHARED_BYTES - result) // stage), parts, block_d)

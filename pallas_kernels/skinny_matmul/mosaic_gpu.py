@@ -14,9 +14,9 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.skinny_matmul.config import NUM_SMS, StreamConfig
+from pallas_kernels.platform import NUM_SMS
+from pallas_kernels.skinny_matmul.config import MAX_STREAM_ROWS, StreamConfig
 
-ROWS = 64  # wgmma's M
 COLUMNS = 64  # of a 16-bit type, make the 128 bytes that shared memory is swizzled over
 NUM_COMPUTING = 2  # warpgroups
 # Registers of a thread. A program is launched with 168 for each of its 384 threads, and would wait forever if it asked
@@ -34,7 +34,7 @@ class _Sizes(NamedTuple):
 
     @property
     def fetched_rows(self) -> int:
-        """What else of a tile of ROWS lies in shared memory is not written."""
+        """What else of a tile of MAX_STREAM_ROWS lies in shared memory is not written."""
         return -(-self.num_rows // 8) * 8
 
     @property
@@ -119,7 +119,7 @@ def _compute(out: Any, x_ring: Any, w_ring: Any, out_smem: Any, full: Any, empty
             plgpu.barrier_arrive(empty.at[lax.rem(done + sizes.blocks - 1, stages)])
             return acc[...]
 
-        product = pl.run_scoped(multiply, plgpu.ACC((ROWS, sizes.wg_columns), jnp.float32))
+        product = pl.run_scoped(multiply, plgpu.ACC((MAX_STREAM_ROWS, sizes.wg_columns), jnp.float32))
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         out_smem[wg] = product.astype(out.dtype)
         plgpu.commit_smem()
@@ -171,9 +171,10 @@ def stream_matmul(x: jax.Array, weight: jax.Array, config: StreamConfig, *, inte
     """
     num_rows, size = x.shape
     columns = weight.shape[0]
-    if num_rows > ROWS or size % (config.parts * config.block_d):
+    if num_rows > MAX_STREAM_ROWS or size % (config.parts * config.block_d):
         raise ValueError(
-            f"T must be at most {ROWS} and D a multiple of {config.parts} * {config.block_d}, got {num_rows} and {size}"
+            f"T must be at most {MAX_STREAM_ROWS} and D a multiple of {config.parts} * {config.block_d}, "
+            f"got {num_rows} and {size}"
         )
     sizes = _Sizes(num_rows, columns, size // (config.parts * config.block_d), config)
     tiled = (plgpu.TilingTransform((8, COLUMNS)), plgpu.SwizzleTransform(128))
@@ -182,9 +183,9 @@ def stream_matmul(x: jax.Array, weight: jax.Array, config: StreamConfig, *, inte
         partial(_kernel, sizes=sizes),
         out_type=jax.ShapeDtypeStruct((config.parts, num_rows, columns), dtype),
         scratch_types=(
-            plgpu.SMEM((config.num_stages, ROWS, config.block_d), x.dtype, transforms=tiled),
+            plgpu.SMEM((config.num_stages, MAX_STREAM_ROWS, config.block_d), x.dtype, transforms=tiled),
             plgpu.SMEM((config.num_stages, config.block_n, config.block_d), x.dtype, transforms=tiled),
-            plgpu.SMEM((NUM_COMPUTING, ROWS, sizes.wg_columns), dtype),
+            plgpu.SMEM((NUM_COMPUTING, MAX_STREAM_ROWS, sizes.wg_columns), dtype),
             plgpu.Barrier(num_arrivals=2, num_barriers=config.num_stages),
             plgpu.Barrier(num_arrivals=NUM_COMPUTING, num_barriers=config.num_stages),
         ),
