@@ -42,6 +42,18 @@ ATTENTION = [
         (32, 1, 3, 8),
         (32, 1, 3, 16),
         (128, 4, 3, 4),
+        # The last number is of keys that are not cut further: without cuts there is nothing to merge.
+        (128, 4, 3, 4, True, 128),
+        (128, 8, 3, 4, True, 128),
+        (128, 8, 3, 4, True, 512),
+        (128, 4, 3, 4, True, 512),
+        (64, 4, 4, 4, True, 512),
+        (64, 8, 4, 4, True, 512),
+        (64, 2, 3, 4, True, 192),
+        (64, 4, 3, 4, True, 256),
+        (32, 1, 3, 8, True, 192),
+        (32, 2, 4, 8, True, 192),
+        (32, 1, 4, 8, True, 128),
     ]
 ]
 # (columns, summed axis) of the products, and how each is tried.

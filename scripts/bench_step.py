@@ -138,6 +138,13 @@ def main() -> None:
     )
     parser.add_argument("--max-model-len", type=int, default=8192)
     parser.add_argument("--tp", type=int, default=1, help="GPUs that each hold a part of every layer (default: 1)")
+    parser.add_argument("--num-pages", type=int, help="pages of the KV pool (default: what memory is left)")
+    parser.add_argument(
+        "--compile-as-met",
+        action="store_true",
+        help="compile no shape ahead, for a run of few cases; give --num-pages too, so that XLA has memory to try "
+        "kernels in; the trace runs twice, the first time to compile",
+    )
     parser.add_argument("--output", type=Path, help="write the JSON here too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
@@ -155,6 +162,8 @@ def main() -> None:
             max_model_len=min(scaled(args.max_model_len), config.context_length),
             enable_prefix_caching=False,
             tensor_parallel_size=args.tp,
+            num_pages=args.num_pages,
+            compile_ahead=not args.compile_as_met,
         )
     )
     bench = StepBench(llm, config, args.bandwidth * args.tp)
@@ -178,7 +187,10 @@ def main() -> None:
     cases = args.cases.split(",")
     if "trace" in cases:
         pairs = json.loads(TRACE.read_text())["requests"]
-        add(bench.trace([(scaled(a), scaled(b)) for a, b in pairs[: scaled(len(pairs))]]))
+        lengths = [(scaled(a), scaled(b)) for a, b in pairs[: scaled(len(pairs))]]
+        if args.compile_as_met:
+            bench.trace(lengths)
+        add(bench.trace(lengths))
     for batch, num_in, num_out in DECODE_CASES if "decode" in cases else ():
         if batch > llm.info.max_num_seqs or not bench.fits(batch, scaled(num_in) + max(8, scaled(num_out))):
             continue

@@ -5,10 +5,13 @@ from typing import Literal
 import jax
 from flax import nnx
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from jaxserve.layers.linear import multiply_split, project
 from jaxserve.layers.parameter import abstract_param
+from jaxserve.sharding import TENSOR_AXIS, tensor_parallel_size
+from pallas_kernels.swiglu import swiglu
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
@@ -38,12 +41,10 @@ class GateUpProjection(nnx.Module):
         self.weight = abstract_param(mesh, (2, intermediate_size, hidden_size), (*axes, "embed"), dtype)
         self.bias = abstract_param(mesh, (2, intermediate_size), axes, dtype) if bias else None
 
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[T, D] to gate [T, F] and up [T, F]."""
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[T, D] to [T, 2, F], gate and up."""
         out = project("td,cfd->tcf", x, self.weight[...])
-        if self.bias is not None:
-            out += self.bias[...]
-        return out[:, 0], out[:, 1]
+        return out if self.bias is None else out + self.bias[...]
 
 
 class DownProjection(nnx.Module):
@@ -127,10 +128,19 @@ class GatedMLP(FeedForward):
         self.gate_up_proj = GateUpProjection(hidden_size, intermediate_size, bias=bias, mesh=mesh, dtype=dtype)
         self.down_proj = DownProjection(hidden_size, intermediate_size, bias=bias, mesh=mesh, dtype=dtype)
         self.activation = activation
+        self.mesh = mesh
 
     def _inner(self, x: jax.Array) -> jax.Array:
-        gate, up = self.gate_up_proj(x)
-        return activate(gate, self.activation) * up
+        gate_up = self.gate_up_proj(x)
+        if self.activation != "silu":
+            return activate(gate_up[:, 0], self.activation) * gate_up[:, 1]
+        if tensor_parallel_size(self.mesh) == 1:
+            return swiglu(gate_up)
+        specs = P(None, None, TENSOR_AXIS), P(None, TENSOR_AXIS)
+        inner: jax.Array = jax.shard_map(
+            swiglu, mesh=self.mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False
+        )(gate_up)
+        return inner
 
 
 class PlainMLP(FeedForward):

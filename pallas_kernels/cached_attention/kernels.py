@@ -61,9 +61,9 @@ def decode_kernel(
     """One program: one sequence's query, for one kv head's group, over one chunk of the keys written before.
 
     Grid (K, items). work [items, 8] says of each item: its sequence (-1: nothing to do), the first and the end of its
-    keys, which chunk it is, how many chunks the sequence has, and its length with the new token. The last chunk also
-    takes the new token's own key and value, straight from qkv, and writes them into the pool; no other program reads
-    them. The last program to arrive at a sequence's counter merges its chunks, and leaves the counter at 0.
+    keys, which chunk it is, how many chunks the sequence has, its length with the new token, and the page of that
+    token. The last chunk also takes the new token's own key and value, straight from qkv, and writes them into the
+    pool; no other program reads them. The last program to arrive at a sequence's counter merges its chunks, and leaves the counter at 0.
     """
     head = tl.program_id(0)
     item = tl.program_id(1)
@@ -73,6 +73,7 @@ def decode_kernel(
     chunk = tl.load(work + item * 8 + 3)
     num_chunks = tl.load(work + item * 8 + 4)
     seq_len = tl.load(work + item * 8 + 5)
+    new_page = tl.load(work + item * 8 + 6).to(tl.int64)
     if seq < 0:
         return
     g = tl.arange(0, BLOCK_G)
@@ -97,6 +98,11 @@ def decode_kernel(
     acc = tl.zeros([BLOCK_G, BLOCK_H], tl.float32) + new_v.to(tl.float32)[None, :]
 
     k_head = kv_pages + head * H
+    # Padding has a length of 0, and nothing to write.
+    written = h < tl.where(is_last, tl.where(seq_len > 0, H, 0), 0)
+    slot = new_page * (2 * PAGE_SIZE * K * H) + (seq_len - 1) % PAGE_SIZE * (K * H) + h
+    tl.store(k_head + slot, new_k, mask=written)
+    tl.store(k_head + PAGE_SIZE * K * H + slot, new_v, mask=written)
     acc, total, top = visit_keys(
         acc,
         total,
@@ -122,12 +128,6 @@ def decode_kernel(
         True,
         PRECISION,
     )
-    # Padding has a length of 0, and nothing to write.
-    written = h < tl.where(is_last, tl.where(seq_len > 0, H, 0), 0)
-    page = tl.load(table_row + tl.maximum(seq_len - 1, 0) // PAGE_SIZE).to(tl.int64)
-    slot = page * (2 * PAGE_SIZE * K * H) + (seq_len - 1) % PAGE_SIZE * (K * H) + h
-    tl.store(k_head + slot, new_k, mask=written)
-    tl.store(k_head + PAGE_SIZE * K * H + slot, new_v, mask=written)
 
     group = (seq * K + head).to(tl.int64) * (G * H)
     result = acc / total[:, None]

@@ -14,7 +14,7 @@ from pallas_kernels.paged_attention.triton import LOG2_E, paged_attention_triton
 from pallas_kernels.paged_attention.work import assign
 from pallas_kernels.platform import PTX_VERSION
 
-WORK_FIELDS = 8  # so that an item lies in one sector of the memory; the last two are unused
+WORK_FIELDS = 8  # so that an item lies in one sector of the memory; the last is unused
 # Values that a merging program holds at once.
 MERGE_VALUES = 4096
 
@@ -41,7 +41,9 @@ def cached_attention_triton(
     return out, kv_pages
 
 
-def decode_work(seq_lens: jax.Array, window: int | None, max_keys: int, config: DecodeConfig, slots: int) -> jax.Array:
+def decode_work(
+    seq_lens: jax.Array, page_table: jax.Array, page_size: int, window: int | None, config: DecodeConfig, slots: int
+) -> jax.Array:
     """The work list [items, WORK_FIELDS] of `decode_kernel` for [S] sequences of one query each.
 
     The keys written before this step are cut into chunks that run at the same time: as small as they can be while
@@ -53,7 +55,7 @@ def decode_work(seq_lens: jax.Array, window: int | None, max_keys: int, config: 
     num_items = slots * -(-num_seqs // slots)
     last = seq_lens - 1
     old = jnp.maximum(last if window is None else jnp.minimum(last, window - 1), 0)
-    sizes = np.array(_chunk_sizes(config.block_n, config.min_chunk, max_keys), np.int32)
+    sizes = np.array(_chunk_sizes(config.block_n, config.min_chunk, page_table.shape[1] * page_size), np.int32)
     counts = jnp.maximum((old[None] + sizes[:, None] - 1) // sizes[:, None], 1)
     # The largest size holds a whole sequence and always fits.
     too_many = jnp.sum(jnp.sum(counts, axis=1, dtype=jnp.int32) > num_items, dtype=jnp.int32)
@@ -65,7 +67,8 @@ def decode_work(seq_lens: jax.Array, window: int | None, max_keys: int, config: 
     index = jnp.arange(num_items, dtype=jnp.int32) - first[seq]
     begin = jnp.maximum(last, 0)[seq] - old[seq] + index * chunk[seq]
     end = jnp.minimum(begin + chunk[seq], last[seq])
-    fields = [jnp.where(owner < num_seqs, owner, -1), begin, end, index, num_chunks[seq], seq_lens[seq]]
+    new_page = page_table[seq, jnp.maximum(last, 0)[seq] // page_size]
+    fields = [jnp.where(owner < num_seqs, owner, -1), begin, end, index, num_chunks[seq], seq_lens[seq], new_page]
     unused = [jnp.zeros_like(begin)] * (WORK_FIELDS - len(fields))
     return jnp.stack([*fields, *unused], axis=1)
 
@@ -126,8 +129,8 @@ def _decode(
     num_seqs, num_kv_heads, rows, head_dim = qkv.shape
     group = rows - 2
     config = config or decode_config(head_dim, group, qkv.dtype, num_seqs)
-    max_keys = page_table.shape[1] * kv_pages.shape[2]
-    work = decode_work(seq_lens, options["window"], max_keys, config, config.num_chunks(num_kv_heads))
+    slots = config.num_chunks(num_kv_heads)
+    work = decode_work(seq_lens, page_table, kv_pages.shape[2], options["window"], config, slots)
     num_items = work.shape[0]
     slopes = options["alibi_slopes"]
     table, rotated = _rotated(cos_sin, seq_lens)

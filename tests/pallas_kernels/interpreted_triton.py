@@ -22,6 +22,7 @@ import pallas_kernels.grouped_matmul.triton as grouped
 import pallas_kernels.paged_attention.triton as paged
 import pallas_kernels.residual_norm.triton as norm
 import pallas_kernels.skinny_matmul.triton as skinny
+import pallas_kernels.swiglu.triton as activation
 import pallas_kernels.top_k_experts.triton as top_k
 from pallas_kernels.grouped_matmul.config import MatmulConfig, SortConfig
 from pallas_kernels.paged_attention.config import DecodeConfig, PrefillConfig
@@ -37,6 +38,7 @@ ARGUMENTS = {
     "grouped_matmul": ("lhs", "rhs", "group_sizes"),
     "expert_mlp": ("x", "expert_ids", "expert_weights", "gate_up", "down"),
     "top_k_experts": ("logits",),
+    "swiglu": ("gate_up",),
 }
 
 
@@ -113,6 +115,8 @@ def run(case: Any) -> tuple[jax.Array, ...]:
         return (grouped.expert_mlp_triton(*arguments, up_config=config, down_config=config, sort=sort),)
     if operation == "top_k_experts":
         return top_k.top_k_experts_triton(*arguments, **options)
+    if operation == "swiglu":
+        return (activation.swiglu_triton(*arguments, **options),)
     options["decode"] = DecodeConfig(**options["decode"])
     options["alibi_slopes"] = jnp.asarray(case["alibi_slopes"]) if "alibi_slopes" in case else None
     if operation == "cached_attention":
@@ -122,7 +126,7 @@ def run(case: Any) -> tuple[jax.Array, ...]:
 
 
 def main(directory: Path) -> None:
-    for launching in (paged, cached, norm, skinny, grouped, top_k, all_reduce):
+    for launching in (paged, cached, norm, skinny, grouped, top_k, all_reduce, activation):
         launching.triton_call = interpret
     for path in sorted(directory.glob("*.npz")):
         results = run(np.load(path))
