@@ -91,8 +91,8 @@ class EngineConfig:
         load_format: `auto` takes what the directory holds; `dummy` makes random weights of the config's shapes.
         skip_tokenizer_init: load no tokenizer: prompts must be token ids, answers are token ids.
         seed: of everything drawn at random.
-        compile_ahead: compile the step shapes before serving (a server: those that any step can run in; those that fit
-            closer while it serves); False compiles each at its first use.
+        compile_ahead: compile a few step shapes, in one of which any step can run, before serving, and those that fit
+            closer in the background, first those that steps ask for; False compiles each at its first use.
         step_timeout_s: seconds after which a server takes a step that has not ended for hung, and exits (60 on a GPU,
             never on a CPU if None).
         compilation_cache_dir: where compiled steps are kept between starts; the user's cache directory if None, and

@@ -32,28 +32,22 @@ from pallas_kernels.skinny_matmul.triton import skinny_matmul_triton
 BYTES_PER_SECOND = 4.3e12
 HEADS_SPEC = HEADS["llama-3-8b"]
 PAGE_SIZE = 16
+# Block of keys, warps, stages, programs an SM, keys that are not cut further: without cuts there is nothing to merge.
 ATTENTION = [
-    DecodeConfig(*sizes)
-    for sizes in [
-        (64, 4, 3, 4),
-        (64, 2, 3, 4),
-        (64, 2, 3, 8),
-        (32, 2, 3, 4),
-        (32, 1, 3, 8),
-        (32, 1, 3, 16),
-        (128, 4, 3, 4),
-        # The last number is of keys that are not cut further: without cuts there is nothing to merge.
-        (128, 4, 3, 4, True, 128),
-        (128, 8, 3, 4, True, 128),
-        (128, 8, 3, 4, True, 512),
-        (128, 4, 3, 4, True, 512),
-        (64, 4, 4, 4, True, 512),
-        (64, 8, 4, 4, True, 512),
-        (64, 2, 3, 4, True, 192),
-        (64, 4, 3, 4, True, 256),
-        (32, 1, 3, 8, True, 192),
-        (32, 2, 4, 8, True, 192),
-        (32, 1, 4, 8, True, 128),
+    DecodeConfig(block_n, warps, stages, programs_per_sm=programs, min_chunk=min_chunk)
+    for block_n, warps, stages, programs, min_chunk in [
+        (64, 4, 3, 4, 64),
+        (64, 2, 3, 4, 64),
+        (32, 2, 3, 4, 64),
+        (32, 1, 3, 8, 64),
+        (32, 1, 3, 16, 64),
+        (32, 1, 4, 8, 128),
+        (32, 1, 3, 8, 192),
+        (64, 2, 3, 4, 192),
+        (64, 4, 3, 4, 256),
+        (128, 4, 3, 4, 128),
+        (128, 4, 3, 4, 512),
+        (128, 8, 3, 4, 512),
     ]
 ]
 # (columns, summed axis) of the products, and how each is tried.

@@ -57,6 +57,7 @@ from pallas_kernels.sampling_floor.arg_specs import VOCABULARIES  # noqa: E402
 from pallas_kernels.skinny_matmul import api as skinny_api  # noqa: E402
 from pallas_kernels.skinny_matmul.config import stream_config  # noqa: E402
 from pallas_kernels.skinny_matmul.mosaic_gpu import stream_matmul  # noqa: E402
+from pallas_kernels.swiglu import api as swiglu_api  # noqa: E402
 
 NUM_LAYERS = 4
 MODEL = ModelConfig(
@@ -288,7 +289,8 @@ def check_step(mesh: Mesh, bucket: Bucket, *, mosaic: bool = False, skinny: bool
     norms = [line for line in calls if re.search(rf"= \({stream}, {stream}\)", line)]
     sampling = [line for line in calls if f"f32[{bucket.num_seqs},{MODEL.vocab_size}]" in line]
     products = [line for line in calls if re.search(rf"= \w+\[\d,{bucket.num_tokens},\d+\]{{2,1,0}} custom", line)]
-    attention = [line for line in calls if line not in (*norms, *sampling, *products)]
+    activations = [line for line in calls if f"= bf16[{bucket.num_tokens},{MODEL.intermediate_size}]" in line]
+    attention = [line for line in calls if line not in (*norms, *sampling, *products, *activations)]
     print(
         f"{bucket}: {len(thunks)} thunks, {len(calls)} calls of kernels, "
         f"{memory.temp_size_in_bytes} bytes of temporaries"
@@ -309,6 +311,8 @@ def check_step(mesh: Mesh, bucket: Bucket, *, mosaic: bool = False, skinny: bool
         problems.append(f"{len(products)} products of few rows in {NUM_LAYERS} layers")
     if len(norms) != (2 * NUM_LAYERS if skinny or bucket.num_tokens > FEW_ROWS else 0):
         problems.append(f"{len(norms)} sums with their norms in {NUM_LAYERS} layers")
+    if len(activations) != (NUM_LAYERS if bucket.num_tokens > swiglu_api.FEW_ROWS else 0):
+        problems.append(f"{len(activations)} activations in {NUM_LAYERS} layers")
     if len(sampling) != (SAMPLER_KERNELS if bucket.sampler is SamplerKind.FULL else 0):
         problems.append(f"{len(sampling)} calls of kernels in the sampler")
     if mosaic != ("mosaic_gpu_v2" in text):

@@ -76,7 +76,6 @@ def build_core(
     on_progress: ProgressCallback = no_progress,
     *,
     unlimited_queue: bool = False,
-    compile_in_background: bool = False,
 ) -> tuple[EngineCore, EngineInfo]:
     """Load the model onto the devices and make the engine that serves it.
 
@@ -84,8 +83,6 @@ def build_core(
         config: the settings.
         on_progress: told of loading and compiling.
         unlimited_queue: leave out the admission limit, for callers that hand over all their work at once.
-        compile_in_background: return once every step has a shape to run in, and compile the others, which fit closer,
-            while steps run.
 
     Raises:
         ConfigError: settings that contradict each other, the model or the devices.
@@ -119,8 +116,7 @@ def build_core(
         split_decode=defaults.split_decode,
         fine=defaults.fine_buckets,
     )
-    compiles_later = compile_in_background or not config.compile_ahead
-    sizer = PoolSizer(config, buckets, max_num_seqs, on_cpu=on_cpu, compiles_later=compiles_later)
+    sizer = PoolSizer(config, buckets, max_num_seqs, on_cpu=on_cpu)
     with explained_out_of_memory(config, "loading the weights", "take a smaller dtype"):
         loaded = load_model(
             directory,
@@ -136,7 +132,7 @@ def build_core(
         pool = sizer.size(loaded)
     # A pool that cannot hold one sequence is refused here, before all steps are compiled.
     scheduler_config = replace(scheduler_config, num_pages=pool.num_pages)
-    runner = _make_runner(config, loaded, pool, buckets, max_num_seqs, on_progress, compile_in_background)
+    runner = _make_runner(config, loaded, pool, buckets, max_num_seqs, on_progress)
     scheduler = Scheduler(scheduler_config, model_config.eos_token_ids)
     timeout = defaults.step_timeout_s if config.step_timeout_s is None else config.step_timeout_s
     return EngineCore(scheduler, runner, timeout), _engine_info(config, loaded, scheduler_config, chat_template)
@@ -149,9 +145,8 @@ def _make_runner(
     buckets: Buckets,
     max_num_seqs: int,
     on_progress: ProgressCallback,
-    compile_in_background: bool,
 ) -> ModelRunner:
-    """The runner with its pool, and its steps compiled if they are to be."""
+    """The runner with its pool, and a step shape for everything compiled if they are to be."""
     with explained_out_of_memory(
         config, "compiling steps and taking the KV pool", f"lower num_pages, {_SMALLER_STEPS}"
     ):
@@ -165,7 +160,7 @@ def _make_runner(
             max_model_len=loaded.max_model_len,
         )
         if config.compile_ahead:
-            runner.compile_ahead(on_progress, rest_in_background=compile_in_background)
+            runner.compile_ahead(on_progress)
         runner.allocate()
     return runner
 

@@ -1,7 +1,9 @@
 """LLM: the engine in the calling process, for scripts and batch work."""
 
+import atexit
 import gc
 import itertools
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Self
@@ -51,6 +53,7 @@ class LLM:
         if directory is not None:
             self._tokenizer = Tokenizer.load(resolve_model(directory), self._info.chat_template)
         self._request_numbers = itertools.count()
+        atexit.register(_stop_compiling, weakref.ref(self._core))
         # What was loaded stays: the garbage collector need not walk through it between steps.
         gc.collect()
         gc.freeze()
@@ -170,6 +173,12 @@ class LLM:
             # Left over only after Ctrl-C or a failure.
             self._core.abort_requests(list(active))
         return [entry.output() for entry in requests]
+
+
+def _stop_compiling(core: weakref.ref[EngineCore]) -> None:
+    """Wait for the compilation under way, if there is one: the interpreter must not be taken apart under it."""
+    while (running := core()) is not None and not running.close():
+        pass
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -10,7 +10,7 @@ from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.kv_pool import CPU_POOL_BYTES, KVPoolSpec, pages_in_memory
 from jaxserve.runner.model_runner import StepCompiler
 
-# What XLA needs to try candidates in for a step compiled while the pool is there.
+# What XLA needs to try candidates in: the pool is there when most steps are compiled.
 COMPILER_BYTES = 2 << 30
 
 
@@ -25,17 +25,13 @@ class PoolSizer:
         buckets: the step shapes.
         max_num_seqs: number of slots.
         on_cpu: whether the devices are CPUs, whose pool is of a fixed size.
-        compiles_later: whether steps are compiled once the pool is there.
     """
 
-    def __init__(
-        self, config: EngineConfig, buckets: Buckets, max_num_seqs: int, *, on_cpu: bool, compiles_later: bool
-    ) -> None:
+    def __init__(self, config: EngineConfig, buckets: Buckets, max_num_seqs: int, *, on_cpu: bool) -> None:
         self._config = config
         self._buckets = buckets
         self._max_num_seqs = max_num_seqs
         self._on_cpu = on_cpu
-        self._reserve = COMPILER_BYTES if compiles_later else 0
         self._step_bytes: Future[int] | None = None
 
     def start(self, described: LoadedModel) -> None:
@@ -75,7 +71,7 @@ class PoolSizer:
             num_devices=len(devices),
             limit_bytes=min(s["bytes_limit"] for s in stats),
             used_bytes=max(s["bytes_in_use"] for s in stats),
-            step_bytes=step_bytes + self._reserve,
+            step_bytes=step_bytes + COMPILER_BYTES,
         )
         return self._spec(loaded, num_pages)
 

@@ -53,7 +53,7 @@ def _build_with_progress(config: EngineConfig) -> tuple[EngineCore, EngineInfo]:
     from jaxserve.engine.build import build_core
 
     with progress_bars() as report:
-        return build_core(config, report, compile_in_background=True)
+        return build_core(config, report)
 
 
 def main(build: BuildCore | None = None) -> int:

@@ -5,6 +5,7 @@ The kernels stand inside `jax.shard_map`: each device writes and reads its own k
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,12 +74,21 @@ def attend(
     Returns:
         The attended values [T, K, G, H] and the pages with the step's tokens in them.
     """
-    heads = P(None, TENSOR_AXIS)
-    whole = P()
     m = metadata
     # Where q, k and v are pieces of one product, XLA sees that this is the product itself, and copies nothing.
     qkv = jnp.concatenate([q, k[:, :, None], v[:, :, None]], axis=2)
-    cached = partial(cached_attention, scale=scale, window=window, soft_cap=soft_cap, decode_only=metadata.decode_only)
+    options = (("scale", scale), ("window", window), ("soft_cap", soft_cap), ("decode_only", m.decode_only))
+    attended: tuple[jax.Array, jax.Array] = _attend_locally(
+        mesh, options, qkv, cos_sin, kv_pages, m.slot_mapping, m.page_table, m.query_start_loc, m.seq_lens, alibi_slopes
+    )
+    return attended
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _attend_locally(mesh: Mesh, options: tuple[tuple[str, Any], ...], *args: jax.Array | None) -> Any:
+    """`cached_attention` on each device's heads. A function of its own, so that layers of different structure share it:
+    a kernel for prompts takes a second to lower."""
+    heads, whole = P(None, TENSOR_AXIS), P()
 
     @partial(
         jax.shard_map,
@@ -89,9 +99,6 @@ def attend(
     )
     def local(*args: jax.Array) -> tuple[jax.Array, jax.Array]:
         *arguments, slopes = args
-        return cached(*arguments, alibi_slopes=slopes)
+        return cached_attention(*arguments, alibi_slopes=slopes, **dict(options))
 
-    attended: tuple[jax.Array, jax.Array] = local(
-        qkv, cos_sin, kv_pages, m.slot_mapping, m.page_table, m.query_start_loc, m.seq_lens, alibi_slopes
-    )
-    return attended
+    return local(*args)

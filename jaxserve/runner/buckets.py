@@ -9,7 +9,10 @@ from enum import StrEnum
 MIXED_MIN_TOKENS = 64
 # Below, a step takes as long as reading the weights, however many tokens it has.
 FINE_FROM = 128
+FINEST_FROM = 512
 FINE_TO = 2048
+# Ratio of neighbouring token counts among the buckets that are compiled before serving.
+FIRST_GROWTH = 4
 
 
 class SamplerKind(StrEnum):
@@ -54,7 +57,8 @@ class Buckets:
         fine: put counts between those from FINE_FROM on, where padding costs as much as tokens do.
 
     Attributes:
-        first: the buckets without those that `fine` adds: any step can run in one of them.
+        first: few that any step can run in: token counts further apart, and of mixed buckets that are apart from those
+            that decode, only those of the full sampler.
     """
 
     def __init__(
@@ -90,7 +94,13 @@ class Buckets:
             for tokens in counts
             for kind in SamplerKind
         }
-        self.first = tuple(b for b in self._buckets.values() if b.num_tokens in coarse[b.decode_only])
+        first_counts = {d: _geometric(*span, max(growth, FIRST_GROWTH)) for d, span in spans.items()}
+        self.first = tuple(
+            b
+            for b in self._buckets.values()
+            if b.num_tokens in first_counts[b.decode_only]
+            and (b.decode_only or b.sampler is SamplerKind.FULL or not split_decode)
+        )
 
     def __iter__(self) -> Iterator[Bucket]:
         return iter(self._buckets.values())
@@ -111,13 +121,13 @@ class Buckets:
         decode_only: bool = False,
         ready: Container[Bucket] | None = None,
     ) -> Bucket:
-        """The smallest bucket for a step.
+        """The smallest bucket for a step, of equally small ones that with the sampler that is needed.
 
         Args:
             num_tokens: of the step.
             sampler: what its sequences need.
             decode_only: whether every sequence computes exactly one token.
-            ready: choose among these, if any of them is large enough; None among all.
+            ready: choose among these, if any of them will do; None among all. The full sampler does for all.
         """
         decode_only = decode_only and True in self._counts
         counts = self._counts[decode_only]
@@ -125,7 +135,8 @@ class Buckets:
         smallest = self._buckets[counts[first], sampler, decode_only]
         if ready is None:
             return smallest
-        fitting = (self._buckets[count, sampler, decode_only] for count in counts[first:])
+        samplers = dict.fromkeys((sampler, SamplerKind.FULL))
+        fitting = (self._buckets[count, kind, decode_only] for count in counts[first:] for kind in samplers)
         return next((bucket for bucket in fitting if bucket in ready), smallest)
 
 
@@ -139,10 +150,10 @@ def _geometric(first: int, last: int, growth: int) -> list[int]:
 
 
 def _with_steps_between(counts: list[int]) -> list[int]:
-    """Three more counts in each gap from FINE_FROM on, and one in each from FINE_TO on."""
+    """Three more counts in each gap from FINE_FROM on, seven from FINEST_FROM on, and one from FINE_TO on."""
     between: list[int] = []
     for low, high in zip(counts, counts[1:], strict=False):
         if low >= FINE_FROM:
-            parts = 4 if low < FINE_TO else 2
+            parts = 2 if low >= FINE_TO else 8 if low >= FINEST_FROM else 4
             between += [low + (high - low) * i // parts for i in range(1, parts)]
     return sorted({*counts, *between})

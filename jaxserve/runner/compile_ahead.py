@@ -5,10 +5,12 @@ XLA compiles outside Python's lock; only tracing takes turns.
 
 import logging
 import os
+import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 
 from jaxserve.progress import ProgressCallback
 from jaxserve.runner.buckets import Bucket
@@ -21,21 +23,48 @@ IDLE_S = 0.2
 PATIENCE_S = 5.0
 
 
+# While a thread traces, others wait for Python's lock at most so long: a step takes a few milliseconds.
+SWITCH_INTERVAL_S = 0.0005
+
+
 def compile_all[Step](
     buckets: Sequence[Bucket], compile_one: Callable[[Bucket], Step], on_progress: ProgressCallback
 ) -> dict[Bucket, Step]:
-    """Compile every bucket; the first failure is raised and the rest given up."""
+    """Compile every bucket; the first failure is raised and the rest given up.
+
+    Buckets of as many tokens are compiled one after the other: they have the same products, and XLA remembers which
+    kernels it chose for them.
+    """
     what = "Compiling step shapes"
     on_progress(what, 0, len(buckets))
     steps: dict[Bucket, Step] = {}
-    with ThreadPoolExecutor(max_workers=max(1, min(len(buckets), os.cpu_count() or 1))) as pool:
-        # Large ones first: they take longest.
-        futures = {pool.submit(compile_one, bucket): bucket for bucket in sorted(buckets, reverse=True)}
-        try:
-            for future in as_completed(futures):
-                steps[futures[future]] = future.result()
+    lock = threading.Lock()
+    failed = threading.Event()
+    alike: dict[int, list[Bucket]] = defaultdict(list)
+    # Large ones first: they take longest.
+    for bucket in sorted(buckets, reverse=True):
+        alike[bucket.num_tokens].append(bucket)
+
+    def compile_alike(group: list[Bucket]) -> None:
+        for bucket in group:
+            if failed.is_set():
+                return
+            try:
+                step = compile_one(bucket)
+            except BaseException:
+                failed.set()
+                raise
+            with lock:
+                steps[bucket] = step
                 on_progress(what, len(steps), len(buckets))
+
+    with ThreadPoolExecutor(max_workers=max(1, min(len(alike), os.cpu_count() or 1))) as pool:
+        futures = [pool.submit(compile_alike, group) for group in alike.values()]
+        try:
+            for future in futures:
+                future.result()
         except BaseException:
+            failed.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return steps
@@ -44,7 +73,8 @@ def compile_all[Step](
 class BackgroundCompiler[Step]:
     """Compiles buckets one after the other in a thread of its own, while others are in use.
 
-    A failure is logged and ends it: steps then go on running in the buckets there are.
+    Those that steps would have run in come first, and at once. A failure is logged and ends it: steps then go on
+    running in the buckets there are.
 
     Args:
         buckets: in the order to compile them.
@@ -55,12 +85,16 @@ class BackgroundCompiler[Step]:
     def __init__(
         self, buckets: Sequence[Bucket], compile_one: Callable[[Bucket], Step], last_used: Callable[[], float]
     ) -> None:
-        self._buckets = list(buckets)
+        self._num_buckets = len(buckets)
+        # In order, and without two of one.
+        self._waiting = dict.fromkeys(buckets)
+        self._wanted: dict[Bucket, None] = {}
         self._compile_one = compile_one
         self._last_used = last_used
         self._finished: dict[Bucket, Step] = {}
         self._lock = threading.Lock()
-        self._stop = threading.Event()
+        self._wake = threading.Condition(self._lock)
+        self._stop = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="compile")
         self._thread.start()
 
@@ -68,6 +102,15 @@ class BackgroundCompiler[Step]:
     def is_running(self) -> bool:
         """Whether there is more to come."""
         return self._thread.is_alive()
+
+    def want(self, bucket: Bucket) -> None:
+        """A step would have run in this bucket: compile it next, if it is not compiled yet."""
+        if bucket not in self._waiting or bucket in self._wanted:
+            return
+        with self._lock:
+            if bucket in self._waiting:
+                self._wanted[bucket] = None
+                self._wake.notify()
 
     def take_finished(self) -> dict[Bucket, Step]:
         """What has been compiled since the last call."""
@@ -79,26 +122,43 @@ class BackgroundCompiler[Step]:
 
     def close(self, timeout: float) -> bool:
         """Stop after the compilation under way; False if that takes longer than `timeout` seconds."""
-        self._stop.set()
+        with self._lock:
+            self._stop = True
+            self._wake.notify()
+        return self.wait(timeout)
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until all are compiled; False if that takes longer than `timeout` seconds."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         try:
-            for bucket in self._buckets:
-                self._wait_for_idleness()
-                if self._stop.is_set():
-                    return
+            while (bucket := self._next()) is not None:
                 step = self._compile_one(bucket)
                 with self._lock:
                     self._finished[bucket] = step
-            logger.info("all %d further step shapes are compiled", len(self._buckets))
+            if not self._stop:
+                logger.info("all %d further step shapes are compiled", self._num_buckets)
         except Exception:
             logger.exception("compiling in the background has failed; steps run in the shapes compiled before")
+        finally:
+            sys.setswitchinterval(interval)
 
-    def _wait_for_idleness(self) -> None:
+    def _next(self) -> Bucket | None:
+        """The next bucket to compile, once it is wanted or the device has been idle; None at the end."""
         give_up = time.monotonic() + PATIENCE_S
-        while not self._stop.is_set() and (now := time.monotonic()) < give_up:
-            if now - self._last_used() > IDLE_S:
-                return
-            self._stop.wait(IDLE_S / 4)
+        with self._lock:
+            while self._waiting and not self._stop and not self._wanted:
+                now = time.monotonic()
+                if now - self._last_used() > IDLE_S or now >= give_up:
+                    break
+                self._wake.wait(IDLE_S / 4)
+            if self._stop or not self._waiting:
+                return None
+            bucket = next(iter(self._wanted or self._waiting))
+            self._wanted.pop(bucket, None)
+            del self._waiting[bucket]
+            return bucket

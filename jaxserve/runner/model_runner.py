@@ -103,27 +103,31 @@ class ModelRunner:
         if not self._kv_pages:
             self._kv_pages = self._pool.allocate(self._mesh)
 
-    def compile_ahead(self, on_progress: ProgressCallback = no_progress, *, rest_in_background: bool = False) -> None:
-        """Compile buckets in parallel threads and run each on padding, so that serving never waits for them.
+    def compile_ahead(self, on_progress: ProgressCallback = no_progress) -> None:
+        """Compile a bucket for every step in parallel threads, run each on padding, and return; those that fit closer
+        are compiled while steps run.
 
         Args:
-            on_progress: told how many are compiled.
-            rest_in_background: return once there is a bucket for every step, and compile those that fit closer while
-                steps run. Otherwise all are compiled first.
+            on_progress: told how many of the first are compiled.
         """
-        buckets = self._buckets.first if rest_in_background else tuple(self._buckets)
-        self._steps.update(compile_all(buckets, self._compiler.compile, on_progress))
+        first = self._buckets.first
+        self._steps.update(compile_all(first, self._compiler.compile, on_progress))
         self.allocate()
         # A new executable makes XLA forget its CUDA graphs, and a first run is not captured: hence two, after all.
-        for bucket in buckets * 2:
+        for bucket in first * 2:
             self._call(bucket, self._batch.pack(StepPlan(step_id=0), bucket))
         jax.block_until_ready(self._state)
         if rest := [bucket for bucket in self._buckets if bucket not in self._steps]:
             self._background = BackgroundCompiler(sorted(rest), self._compiler.compile, lambda: self._last_dispatch)
 
-    def close(self) -> bool:
-        """Stop compiling in the background; False if a compilation takes longer than STOP_COMPILING_S."""
-        return self._background is None or self._background.close(STOP_COMPILING_S)
+    def finish_compiling(self) -> None:
+        """Wait until the buckets that are compiled in the background are, so that a measurement does not meet it."""
+        if self._background is not None:
+            self._background.wait(None)
+
+    def close(self, timeout_s: float = STOP_COMPILING_S) -> bool:
+        """Stop compiling in the background; False if the compilation under way takes longer than `timeout_s`."""
+        return self._background is None or self._background.close(timeout_s)
 
     def dispatch(self, plan: StepPlan) -> DispatchedStep:
         """Start a step; returns without waiting for the device."""
@@ -156,6 +160,10 @@ class ModelRunner:
         if self._background is None:
             return self._buckets.pick(num_tokens, kind, decode_only=decode_only)
         self._steps.update(self._background.take_finished())
+        closest = self._buckets.pick(num_tokens, kind, decode_only=decode_only)
+        if closest in self._steps:
+            return closest
+        self._background.want(closest)
         return self._buckets.pick(num_tokens, kind, decode_only=decode_only, ready=self._steps)
 
     def _call(self, bucket: Bucket, packed: np.ndarray) -> jax.Array:

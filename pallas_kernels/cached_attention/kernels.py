@@ -60,10 +60,11 @@ def decode_kernel(
 ):
     """One program: one sequence's query, for one kv head's group, over one chunk of the keys written before.
 
-    Grid (K, items). work [items, 8] says of each item: its sequence (-1: nothing to do), the first and the end of its
-    keys, which chunk it is, how many chunks the sequence has, its length with the new token, and the page of that
-    token. The last chunk also takes the new token's own key and value, straight from qkv, and writes them into the
-    pool; no other program reads them. The last program to arrive at a sequence's counter merges its chunks, and leaves the counter at 0.
+    Grid (K, items). work [items, 8] says of each item: its sequence (-1: nothing to do), the first and the end of
+    its keys, which chunk it is, how many chunks the sequence has, its length with the new token, and the page of
+    that token. The last chunk also takes the new token's own key and value, straight from qkv, and writes them into
+    the pool; no other program reads them. The last program to arrive at a sequence's counter merges its chunks, and
+    leaves the counter at 0.
     """
     head = tl.program_id(0)
     item = tl.program_id(1)

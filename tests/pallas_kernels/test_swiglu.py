@@ -26,7 +26,7 @@ def kernel_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[n
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_gate_is_activated_and_scales_the_other_half(size: int, kernel_results: dict[str, list[np.ndarray]]) -> None:
+def test_the_gate_is_activated_and_scales_the_rest(size: int, kernel_results: dict[str, list[np.ndarray]]) -> None:
     gate, up = np.moveaxis(argument(size).astype(np.float64), 1, 0)
     expected = gate / (1 + np.exp(-gate)) * up
     for result in (swiglu(jnp.asarray(argument(size))), kernel_results[str(size)][0]):

@@ -68,28 +68,49 @@ def test_a_bucket_carries_every_page_that_its_tokens_can_open() -> None:
         assert len(lengths) <= bucket.num_seqs
 
 
-def test_fine_buckets_stand_between_where_padding_costs_and_every_step_fits_a_first_one() -> None:
-    sizes = {"max_num_seqs": 512, "max_num_batched_tokens": 8192, "page_size": 16, "split_decode": True}
-    fine, coarse = Buckets(**sizes, fine=True), Buckets(**sizes)
-    assert set(fine.first) == set(coarse) < set(fine)
-    decode = sorted({b.num_tokens for b in fine if b.decode_only})
-    assert decode == [1, 2, 4, 8, 16, 32, 64, 128, 160, 192, 224, 256, 320, 384, 448, 512]
-    mixed = sorted({b.num_tokens for b in fine if not b.decode_only})
+GPU_SIZES = {"max_num_seqs": 1024, "max_num_batched_tokens": 8192, "page_size": 16, "split_decode": True, "fine": True}
+
+
+def test_fine_buckets_stand_between_where_padding_costs() -> None:
+    buckets = Buckets(**GPU_SIZES)
+    decode = sorted({b.num_tokens for b in buckets if b.decode_only})
+    assert decode[:16] == [1, 2, 4, 8, 16, 32, 64, 128, 160, 192, 224, 256, 320, 384, 448, 512]
+    assert decode[16:] == [576, 640, 704, 768, 832, 896, 960, 1024]
+    mixed = sorted({b.num_tokens for b in buckets if not b.decode_only})
     assert mixed[:6] == [64, 128, 160, 192, 224, 256]
-    assert mixed[-6:] == [1792, 2048, 3072, 4096, 6144, 8192]
+    assert mixed[-6:] == [1920, 2048, 3072, 4096, 6144, 8192]
     # Where padding costs, it is at most a fifth of a step up to 2048 tokens.
     assert all((high - low) / high <= 0.2 for low, high in zip(mixed, mixed[1:], strict=False) if 128 <= low < 2048)
 
 
+def test_every_step_can_run_in_one_of_a_few_first_buckets() -> None:
+    buckets = Buckets(**GPU_SIZES)
+    first = set(buckets.first)
+    assert {b.num_tokens for b in first if b.decode_only} == {1, 4, 16, 64, 256, 1024}
+    assert {(b.num_tokens, b.sampler) for b in first if not b.decode_only} == {
+        (count, SamplerKind.FULL) for count in (64, 256, 1024, 4096, 8192)
+    }
+    for kind in SamplerKind:
+        for num_tokens in range(1, 1025):
+            assert buckets.pick(num_tokens, kind, decode_only=True, ready=first) in first
+        for num_tokens in range(1, 8193, 7):
+            assert buckets.pick(num_tokens, kind, ready=first) in first
+    together = Buckets(max_num_seqs=32, max_num_batched_tokens=512, page_size=16, growth=4)
+    assert set(together.first) == set(together)
+
+
 def test_a_step_runs_in_the_smallest_bucket_that_is_ready_while_others_are_being_compiled() -> None:
-    buckets = Buckets(max_num_seqs=512, max_num_batched_tokens=8192, page_size=16, split_decode=True, fine=True)
-    kind = SamplerKind.GREEDY
-    assert buckets.pick(600, kind).num_tokens == 640
-    assert buckets.pick(600, kind, ready=set(buckets.first)).num_tokens == 1024
-    some = {buckets.pick(700, kind), *buckets.first}
-    assert buckets.pick(600, kind, ready=some).num_tokens == 768
+    buckets = Buckets(**GPU_SIZES)
+    greedy, full = SamplerKind
+    assert buckets.pick(600, greedy).num_tokens == 640
+    # The full sampler does for all, but a bucket of its own size comes first.
+    fallback = buckets.pick(600, greedy, ready=set(buckets.first))
+    assert (fallback.num_tokens, fallback.sampler) == (1024, full)
+    some = {buckets.pick(700, kind) for kind in SamplerKind} | set(buckets.first)
+    assert buckets.pick(600, greedy, ready=some) == buckets.pick(700, greedy)
+    assert buckets.pick(600, full, ready=some) == buckets.pick(700, full)
     # With none ready it is the one to compile.
-    assert buckets.pick(600, kind, ready=set()).num_tokens == 640
+    assert buckets.pick(600, greedy, ready=set()).num_tokens == 640
 
 
 def some_buckets() -> list[Bucket]:
@@ -146,6 +167,32 @@ def test_the_background_waits_while_steps_run(monkeypatch: pytest.MonkeyPatch) -
     busy = False
     wait_for(lambda: not compiler.is_running)
     assert len(compiler.take_finished()) == len(some_buckets())
+
+
+def test_a_bucket_that_a_step_wants_is_compiled_next_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_ahead, "PATIENCE_S", 1000.0)
+    compiler = BackgroundCompiler(some_buckets(), lambda bucket: 0, time.monotonic)
+    wanted = some_buckets()[-1]
+    compiler.want(wanted)
+    finished: dict[Bucket, int] = {}
+    wait_for(lambda: bool(finished.update(compiler.take_finished()) or finished))
+    compiler.want(wanted)
+    time.sleep(2 * compile_ahead.IDLE_S)
+    assert finished | compiler.take_finished() == {wanted: 0}
+    assert compiler.close(10)
+
+
+def test_buckets_of_as_many_tokens_are_compiled_one_after_the_other() -> None:
+    under_way: set[int] = set()
+
+    def compile_one(bucket: Bucket) -> int:
+        assert bucket.num_tokens not in under_way
+        under_way.add(bucket.num_tokens)
+        time.sleep(0.01)
+        under_way.remove(bucket.num_tokens)
+        return 0
+
+    assert len(compile_all(some_buckets(), compile_one, lambda what, done, total: None)) == len(some_buckets())
 
 
 def test_a_background_that_is_closed_ends_after_the_compilation_under_way() -> None:

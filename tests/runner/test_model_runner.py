@@ -163,14 +163,13 @@ def test_steps_run_in_the_first_shapes_until_closer_ones_are_compiled_in_the_bac
         return compile_bucket(bucket)
 
     monkeypatch.setattr(runner._compiler, "compile", compile_when_told)
-    runner.compile_ahead(rest_in_background=True)
+    runner.compile_ahead()
     assert set(runner.compiled_steps) == set(runner._buckets.first)
     entry = Entry(0, 0, LONG[:20], pages(1, 20), GREEDY)
     before = run(runner, 0, entry)
     assert set(runner.compiled_steps) == set(runner._buckets.first)
     go_on.set()
-    assert runner._background is not None
-    runner._background._thread.join(60)
+    runner.finish_compiling()
     assert run(runner, 1, entry) == before
     assert set(runner.compiled_steps) == set(runner._buckets)
     assert runner._pick_bucket(20, SamplerKind.GREEDY, decode_only=False).num_tokens == 28
