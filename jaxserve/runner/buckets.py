@@ -76,7 +76,10 @@ class Buckets:
         if split_decode:
             spans[True] = (1, max_num_seqs)
         coarse = {decode_only: _geometric(*span, growth) for decode_only, span in spans.items()}
-        self._counts = {d: _with_steps_between(counts) if fine else counts for d, counts in coarse.items()}
+        self._counts = {
+            decode_only: _with_steps_between(counts, decode_only=decode_only) if fine else counts
+            for decode_only, counts in coarse.items()
+        }
 
         def bucket(tokens: int, kind: SamplerKind, decode_only: bool) -> Bucket:
             return Bucket(
@@ -149,11 +152,12 @@ def _geometric(first: int, last: int, growth: int) -> list[int]:
     return [*counts, last]
 
 
-def _with_steps_between(counts: list[int]) -> list[int]:
-    """Three more counts in each gap from FINE_FROM on, seven from FINEST_FROM on, and one from FINE_TO on."""
+def _with_steps_between(counts: list[int], *, decode_only: bool) -> list[int]:
+    """Three more counts in each gap from FINE_FROM on, one from FINE_TO on, and seven from FINEST_FROM on where all
+    decode: batches of that size go on for long."""
     between: list[int] = []
     for low, high in zip(counts, counts[1:], strict=False):
         if low >= FINE_FROM:
-            parts = 2 if low >= FINE_TO else 8 if low >= FINEST_FROM else 4
+            parts = 2 if low >= FINE_TO else 8 if decode_only and low >= FINEST_FROM else 4
             between += [low + (high - low) * i // parts for i in range(1, parts)]
     return sorted({*counts, *between})
