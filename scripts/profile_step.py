@@ -6,7 +6,8 @@
     python scripts/profile_step.py --batch 32 --hlo DIRECTORY        # the optimized HLO of the steps that ran, besides
 
 The engine runs as it serves, with CUDA graphs, under JAX's profiler. Busy time is the union of all kernels; a gap is
-the time from the end of one to the start of the next. The profiler slows the host, so gaps here are upper bounds, and
+the time from the end of one to the start of the next. CUDA graphs are counted on the host: a step launches its graph,
+and should neither update nor record one. The profiler slows the host, so gaps here are upper bounds, and
 scripts/bench_step.py is what measures the step itself.
 """
 
@@ -16,7 +17,7 @@ import os
 import re
 import sys
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,14 @@ def device_kernels(profile: ProfileData) -> list[Kernel]:
     plane = next(p for p in profile.planes if p.name.startswith("/device:GPU:0"))
     events = [event for line in plane.lines if line.name.startswith("Stream") for event in line.events]
     return sorted((Kernel(e.name, e.start_ns / 1e3, e.duration_ns / 1e3) for e in events), key=lambda k: k.start)
+
+
+def graph_calls(profile: ProfileData) -> dict[str, int]:
+    """How often XLA launched (`execute`), updated and recorded CUDA graphs in a record, on the host's side."""
+    names = (e.name for p in profile.planes if p.name.startswith("/host:CPU") for line in p.lines for e in line.events)
+    prefix = "command_buffer::"
+    counts = Counter(name.removeprefix(prefix) for name in names if name.startswith(prefix))
+    return {call: counts[call] for call in ("execute", "update", "record")}
 
 
 def whole_steps(kernels: list[Kernel]) -> tuple[list[Kernel], int]:
@@ -170,8 +179,8 @@ class StepProfiler:
             with jax.profiler.trace(directory):
                 for _ in range(num_steps):
                     self._core.step()
-            path = next(Path(directory).glob("**/*.xplane.pb"))
-            return summarize(device_kernels(ProfileData.from_file(str(path))))
+            profile = ProfileData.from_file(str(next(Path(directory).glob("**/*.xplane.pb"))))
+            return summarize(device_kernels(profile)) | {"graph_calls": graph_calls(profile)}
 
 
 def write_hlo(llm: LLM, directory: Path) -> None:
@@ -187,7 +196,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     span, busy = report["span_us"] / 1e3, report["busy_us"] / 1e3
     table = Table(
         title=f"{report['case']}: {span:.2f} ms a step, busy {busy:.2f} ({kinds}); "
-        f"{report['kernels_a_step']:.0f} kernels; longest gap {report['longest_gap_us']:.0f} µs"
+        f"{report['kernels_a_step']:.0f} kernels; longest gap {report['longest_gap_us']:.0f} µs; "
+        f"graphs: {report['graph_calls']}"
     )
     for column in ("kind", "kernel", "calls a step", "µs a step", "µs a call"):
         table.add_column(column)
