@@ -45,19 +45,18 @@ TOLERANCE = {"bfloat16": 1e-2, "float16": 2e-3, "float32": 1e-5}
 
 # Candidates of --tune.
 DECODE_CANDIDATES = [
-    DecodeConfig(block_n=block_n, num_warps=warps, num_stages=stages, programs_per_sm=programs, merge_in_tail=tail)
-    for block_n, warps, stages, programs, tail in [
-        (64, 4, 3, 4, True),
-        (64, 4, 3, 4, False),
-        (64, 4, 3, 2, True),
-        (64, 4, 3, 8, True),
-        (64, 4, 5, 4, True),
-        (64, 2, 4, 4, True),
-        (32, 4, 5, 4, True),
-        (32, 2, 3, 4, True),
-        (32, 1, 3, 8, True),
-        (128, 4, 3, 4, True),
-        (128, 8, 3, 4, True),
+    DecodeConfig(block_n=block_n, num_warps=warps, num_stages=stages, programs_per_sm=programs)
+    for block_n, warps, stages, programs in [
+        (64, 4, 3, 4),
+        (64, 4, 3, 2),
+        (64, 4, 3, 8),
+        (64, 4, 5, 4),
+        (64, 2, 4, 4),
+        (32, 4, 5, 4),
+        (32, 2, 3, 4),
+        (32, 1, 3, 8),
+        (128, 4, 3, 4),
+        (128, 8, 3, 4),
     ]
 ]
 PREFILL_CANDIDATES = [

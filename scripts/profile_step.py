@@ -38,7 +38,7 @@ from jaxserve.request import Request, SamplingParams  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 LONG_GAP_US = 100.0
 KINDS = {
-    "attention": re.compile(r"attention|rotate_and_write|decode_kernel|prefill_kernel|merge_kernel"),
+    "attention": re.compile(r"attention|rotate_and_write|decode_kernel|prefill_kernel"),
     "products": re.compile(r"gemm|gemv|nvjet|cutlass|xmma|cublas|_dot|splitK|matmul", re.IGNORECASE),
 }
 

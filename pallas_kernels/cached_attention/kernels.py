@@ -9,7 +9,7 @@ Rotation needs each head's other half. It is loaded a second time rather than mo
 import triton
 import triton.language as tl
 
-from pallas_kernels.paged_attention.kernels import load_slopes, log2_scores, visit_keys
+from pallas_kernels.paged_attention.kernels import load_slopes, log2_scores, merge_chunks, visit_keys
 
 
 @triton.jit
@@ -145,55 +145,9 @@ def decode_kernel(
             tl.debug_barrier()
             tl.store(arrived + seq * K + head, 0)
             first = (item - chunk) * K + head
-            _merge(out + group, partial_out, partial_lse, first, num_chunks, K, G, H, BLOCK_H, MERGE_G, MERGE_CHUNKS)
-
-
-@triton.jit
-def _merge(
-    out_rows,
-    partial_out,
-    partial_lse,
-    first,
-    num_chunks,
-    K: tl.constexpr,
-    G: tl.constexpr,
-    H: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    MERGE_G: tl.constexpr,
-    MERGE_CHUNKS: tl.constexpr,
-):
-    """Weigh the chunks of one sequence and kv head by their sums, MERGE_CHUNKS at a time, and store the result.
-
-    Chunk c's results are row first + c * K of partial_out [rows, G, H] and partial_lse [rows, G]. Other programs wrote
-    them, so the loads go past the first-level cache.
-    """
-    c = tl.arange(0, MERGE_CHUNKS)
-    g = tl.arange(0, MERGE_G)
-    h = tl.arange(0, BLOCK_H)
-    acc = tl.zeros([MERGE_G, BLOCK_H], tl.float32)
-    total = tl.zeros([MERGE_G], tl.float32)
-    top = tl.full([MERGE_G], float("-inf"), tl.float32)
-    inside_group = (g < G)[:, None] & (h < H)[None, :]
-    for start in range(0, num_chunks, MERGE_CHUNKS):
-        rows = ((first + (start + c) * K).to(tl.int64) * G)[:, None] + g[None, :]
-        there = ((start + c) < num_chunks)[:, None] & (g < G)[None, :]
-        lse = tl.load(partial_lse + rows, mask=there, other=float("-inf"), cache_modifier=".cg")
-        part = tl.load(
-            partial_out + rows[:, :, None] * H + h[None, None, :],
-            mask=there[:, :, None] & (h < H)[None, None, :],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        new_top = tl.maximum(top, tl.max(lse, 0))
-        # Rows past the group have no chunk at all; 0 keeps them from becoming NaN.
-        base = tl.where(new_top == float("-inf"), 0.0, new_top)
-        weights = tl.math.exp2(lse - base[None, :])
-        decay = tl.math.exp2(top - base)
-        acc = acc * decay[:, None] + tl.sum(part * weights[:, :, None], 0)
-        total = total * decay + tl.sum(weights, 0)
-        top = new_top
-    result = acc / tl.where(g < G, total, 1.0)[:, None]
-    tl.store(out_rows + g[:, None] * H + h[None, :], result.to(out_rows.dtype.element_ty), mask=inside_group)
+            merge_chunks(
+                out + group, partial_out, partial_lse, first, num_chunks, K, G, H, BLOCK_H, MERGE_G, MERGE_CHUNKS
+            )
 
 
 @triton.jit

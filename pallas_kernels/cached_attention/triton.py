@@ -10,13 +10,11 @@ from jax_triton import triton_call  # type: ignore[import-not-found, import-unty
 from pallas_kernels.cached_attention import kernels
 from pallas_kernels.paged_attention import ScoreOptions
 from pallas_kernels.paged_attention.config import DecodeConfig, MosaicPrefillConfig, decode_config, padded_head_dim
-from pallas_kernels.paged_attention.triton import LOG2_E, paged_attention_triton
+from pallas_kernels.paged_attention.triton import LOG2_E, merge_sizes, paged_attention_triton
 from pallas_kernels.paged_attention.work import assign
 from pallas_kernels.platform import PTX_VERSION
 
 WORK_FIELDS = 8  # so that an item lies in one sector of the memory; the last is unused
-# Values that a merging program holds at once.
-MERGE_VALUES = 4096
 
 
 def cached_attention_triton(
@@ -169,8 +167,7 @@ def _decode(
         BLOCK_G=max(16, _power_of_two(group)),
         BLOCK_H=padded_head_dim(head_dim),
         BLOCK_N=config.block_n,
-        MERGE_G=_power_of_two(group),
-        MERGE_CHUNKS=max(1, min(8, MERGE_VALUES // (_power_of_two(group) * padded_head_dim(head_dim)))),
+        **merge_sizes(group, head_dim),
         # Products of 32-bit values keep their precision instead of being rounded to TF32.
         PRECISION="ieee" if qkv.dtype == jnp.float32 else "tf32",
     )

@@ -18,8 +18,6 @@ class DecodeConfig:
         num_stages: depth of the software pipeline.
         programs_per_sm: programs that an SM holds at once; all keys of a batch are cut into about so many chunks. More
             balances better, fewer leaves less to merge.
-        merge_in_tail: the last program of a sequence merges its chunks; a second kernel does it otherwise. Of
-            `paged_attention` alone: `cached_attention` always merges so.
         min_chunk: keys that are not cut further: merging them would cost more. Of `cached_attention` alone.
     """
 
@@ -27,7 +25,6 @@ class DecodeConfig:
     num_warps: int
     num_stages: int
     programs_per_sm: int = 4
-    merge_in_tail: bool = True
     min_chunk: int = 64
 
     def num_chunks(self, num_kv_heads: int) -> int:

@@ -129,41 +129,50 @@ def load_slopes(pointers, inside, ALIBI: tl.constexpr):
 
 @triton.jit
 def merge_chunks(
-    out_ptrs,
-    inside,
+    out_rows,
     partial_out,
     partial_lse,
-    first_row,
+    first,
     num_chunks,
     K: tl.constexpr,
     G: tl.constexpr,
     H: tl.constexpr,
-    BLOCK_G: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    MERGE_G: tl.constexpr,
+    MERGE_CHUNKS: tl.constexpr,
 ):
-    """Weigh the chunks of one sequence and kv head by their sums, and store the result.
+    """Weigh the chunks of one sequence and kv head by their sums, MERGE_CHUNKS at a time, and store the result.
 
-    Chunk c's partial results are row first_row + c * K of partial_out [rows, G, H] and partial_lse [rows, G]. They were
-    written by other programs, so the loads go past the first-level cache.
+    Chunk c's results are row first + c * K of partial_out [rows, G, H] and partial_lse [rows, G]. Other programs wrote
+    them, so the loads go past the first-level cache.
     """
-    g = tl.arange(0, BLOCK_G)
+    c = tl.arange(0, MERGE_CHUNKS)
+    g = tl.arange(0, MERGE_G)
     h = tl.arange(0, BLOCK_H)
-    acc = tl.zeros([BLOCK_G, BLOCK_H], tl.float32)
-    total = tl.zeros([BLOCK_G], tl.float32)
-    top = tl.full([BLOCK_G], float("-inf"), tl.float32)
-    for chunk in range(num_chunks):
-        row = (first_row + chunk * K).to(tl.int64)
-        lse = tl.load(partial_lse + row * G + g, mask=g < G, other=0.0, cache_modifier=".cg")
+    acc = tl.zeros([MERGE_G, BLOCK_H], tl.float32)
+    total = tl.zeros([MERGE_G], tl.float32)
+    top = tl.full([MERGE_G], float("-inf"), tl.float32)
+    inside_group = (g < G)[:, None] & (h < H)[None, :]
+    for start in range(0, num_chunks, MERGE_CHUNKS):
+        rows = ((first + (start + c) * K).to(tl.int64) * G)[:, None] + g[None, :]
+        there = ((start + c) < num_chunks)[:, None] & (g < G)[None, :]
+        lse = tl.load(partial_lse + rows, mask=there, other=float("-inf"), cache_modifier=".cg")
         part = tl.load(
-            partial_out + (row * G + g)[:, None] * H + h[None, :], mask=inside, other=0.0, cache_modifier=".cg"
+            partial_out + rows[:, :, None] * H + h[None, None, :],
+            mask=there[:, :, None] & (h < H)[None, None, :],
+            other=0.0,
+            cache_modifier=".cg",
         )
-        new_top = tl.maximum(top, lse)
-        decay = tl.math.exp2(top - new_top)
-        weight = tl.math.exp2(lse - new_top)
-        acc = acc * decay[:, None] + part * weight[:, None]
-        total = total * decay + weight
+        new_top = tl.maximum(top, tl.max(lse, 0))
+        # Rows past the group have no chunk at all; 0 keeps them from becoming NaN.
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)
+        weights = tl.math.exp2(lse - base[None, :])
+        decay = tl.math.exp2(top - base)
+        acc = acc * decay[:, None] + tl.sum(part * weights[:, :, None], 0)
+        total = total * decay + tl.sum(weights, 0)
         top = new_top
-    tl.store(out_ptrs, (acc / total[:, None]).to(out_ptrs.dtype.element_ty), mask=inside)
+    result = acc / tl.where(g < G, total, 1.0)[:, None]
+    tl.store(out_rows + g[:, None] * H + h[None, :], result.to(out_rows.dtype.element_ty), mask=inside_group)
 
 
 @triton.jit
@@ -195,13 +204,14 @@ def decode_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
-    MERGE_IN_TAIL: tl.constexpr,
+    MERGE_G: tl.constexpr,
+    MERGE_CHUNKS: tl.constexpr,
 ):
     """One program: the single query of one sequence, for one kv head's group, over one chunk of its keys.
 
     Grid (K, items). Item i belongs to sequence item_seq[i] (num_seqs: a padding row to zero; above: nothing to do) and
-    is its chunk i - first_item[item_seq[i]] of chunk_size[0] keys. With MERGE_IN_TAIL the last program to arrive at a
-    sequence's counter merges its chunks, and leaves the counter at 0 for the next call; `merge_kernel` does it else.
+    is its chunk i - first_item[item_seq[i]] of chunk_size[0] keys. The last program to arrive at a sequence's counter
+    merges its chunks, and leaves the counter at 0 for the next call.
     """
     head = tl.program_id(0)
     item = tl.program_id(1)
@@ -260,49 +270,26 @@ def decode_kernel(
         row = item.to(tl.int64) * K + head
         tl.store(partial_out + row * (G * H) + row_in_group, result, mask=inside, cache_modifier=".cg")
         tl.store(partial_lse + row * G + g, top + tl.math.log2(total), mask=g < G, cache_modifier=".cg")
-        if MERGE_IN_TAIL:
-            # All of this program's stores come before its arrival, and the last arrival before the merge's loads.
+        # All of this program's stores come before its arrival, and the last arrival before the merge's loads.
+        tl.debug_barrier()
+        before = tl.atomic_add(arrived + seq * K + head, 1, sem="acq_rel", scope="gpu")
+        if before == num_chunks - 1:
             tl.debug_barrier()
-            before = tl.atomic_add(arrived + seq * K + head, 1, sem="acq_rel", scope="gpu")
-            if before == num_chunks - 1:
-                tl.debug_barrier()
-                tl.store(arrived + seq * K + head, 0)
-                first = (item - chunk) * K + head
-                merge_chunks(
-                    out + group_offsets, inside, partial_out, partial_lse, first, num_chunks, K, G, H, BLOCK_G, BLOCK_H
-                )
-
-
-@triton.jit
-def merge_kernel(
-    query_start_loc,
-    seq_lens,
-    first_item,
-    chunk_size,
-    partial_out,
-    partial_lse,
-    out,
-    WINDOW: tl.constexpr,
-    K: tl.constexpr,
-    G: tl.constexpr,
-    H: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-):
-    """Merge the chunks that `decode_kernel` left, into `out` in place. Grid (K, S)."""
-    head = tl.program_id(0)
-    seq = tl.program_id(1)
-    first_row = tl.load(query_start_loc + seq).to(tl.int64)
-    num_queries = tl.load(query_start_loc + seq + 1) - first_row
-    seq_len = tl.load(seq_lens + seq)
-    num_chunks = tl.cdiv(seq_len - first_visible_key(seq_len, WINDOW), tl.load(chunk_size))
-    if (num_queries == 1) & (num_chunks > 1):
-        g = tl.arange(0, BLOCK_G)
-        h = tl.arange(0, BLOCK_H)
-        inside = (g < G)[:, None] & (h < H)[None, :]
-        out_ptrs = out + (first_row * K + head) * (G * H) + g[:, None] * H + h[None, :]
-        first = tl.load(first_item + seq) * K + head
-        merge_chunks(out_ptrs, inside, partial_out, partial_lse, first, num_chunks, K, G, H, BLOCK_G, BLOCK_H)
+            tl.store(arrived + seq * K + head, 0)
+            first = (item - chunk) * K + head
+            merge_chunks(
+                out + (first_row * K + head) * (G * H),
+                partial_out,
+                partial_lse,
+                first,
+                num_chunks,
+                K,
+                G,
+                H,
+                BLOCK_H,
+                MERGE_G,
+                MERGE_CHUNKS,
+            )
 
 
 @triton.jit

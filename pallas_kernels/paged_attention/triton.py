@@ -28,6 +28,8 @@ from pallas_kernels.paged_attention.work import assign
 from pallas_kernels.platform import PTX_VERSION
 
 LOG2_E = math.log2(math.e)
+# Values that a merging program holds at once.
+MERGE_VALUES = 4096
 
 
 class _Batch(NamedTuple):
@@ -153,7 +155,7 @@ def _decode(batch: _Batch, config: DecodeConfig, out: jax.Array | None) -> jax.A
     # Written by the kernel, but 0 again when it ends, so that all layers may share one array.
     arrived = jnp.zeros(num_seqs * num_kv_heads, jnp.int32)
     block_g = max(16, 1 << (group - 1).bit_length())
-    out, partial_out, partial_lse = _call(
+    return _call(
         (
             batch.q,
             batch.kv_pages,
@@ -176,25 +178,16 @@ def _decode(batch: _Batch, config: DecodeConfig, out: jax.Array | None) -> jax.A
         num_stages=config.num_stages,
         BLOCK_G=block_g,
         BLOCK_N=config.block_n,
-        MERGE_IN_TAIL=config.merge_in_tail,
+        **merge_sizes(group, head_dim),
         **batch.options(),
-    )
-    if config.merge_in_tail:
-        return out
-    (out,) = _call(
-        (batch.query_start_loc, batch.seq_lens, first_item, chunk_size, partial_out, partial_lse),
-        out,
-        (result,),
-        kernel=kernels.merge_kernel,
-        grid=(num_kv_heads, num_seqs),
-        name="paged_attention_merge",
-        num_warps=4,
-        num_stages=2,
-        WINDOW=batch.window or 0,
-        BLOCK_G=block_g,
-        **batch.sizes(),
-    )
-    return out
+    )[0]
+
+
+def merge_sizes(group: int, head_dim: int) -> dict[str, int]:
+    """How a merging program cuts the chunks of a sequence and kv head."""
+    padded = 1 << (group - 1).bit_length()
+    chunks = MERGE_VALUES // (padded * padded_head_dim(head_dim))
+    return {"MERGE_G": padded, "MERGE_CHUNKS": max(1, min(8, chunks))}
 
 
 def _call(

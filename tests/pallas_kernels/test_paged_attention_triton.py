@@ -22,7 +22,6 @@ def _cases() -> dict[str, tuple[str, BatchSpec, dict[str, object]]]:
     cases = {f"{h} {b}": (h, BATCHES[b], {}) for h in HEADS for b in BATCHES}
     for heads in ("demo", "llama-3-8b", "gemma-2-9b"):
         cases[f"{heads} decode only"] = (heads, BATCHES["decode"], {"decode_only": True})
-        cases[f"{heads} merged by a second kernel"] = (heads, BATCHES["mixed"], {"merge_in_tail": False})
     for page_size in (8, 24, 256):
         cases[f"pages of {page_size}"] = ("demo", BATCHES["mixed"], {"page_size": page_size})
     for decode_only in (False, True):
@@ -31,7 +30,7 @@ def _cases() -> dict[str, tuple[str, BatchSpec, dict[str, object]]]:
         cases[name] = ("demo", batch, {"decode_only": decode_only})
     for name, scores in SCORES.items():
         cases[f"{name} mixed"] = ("demo", BATCHES["mixed"], {"scores": scores})
-        cases[f"{name} chunk"] = ("demo", BATCHES["chunk-after-context"], {"scores": scores, "merge_in_tail": False})
+        cases[f"{name} chunk"] = ("demo", BATCHES["chunk-after-context"], {"scores": scores})
     return cases
 
 
@@ -61,7 +60,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[np.ndar
         if "alibi_slopes" in scores:
             arrays["alibi_slopes"] = scores.pop("alibi_slopes")
         options = {"operation": "paged_attention", "scale": SCALE, "decode_only": special.get("decode_only", False)}
-        options["decode"] = asdict(DECODE) | {"merge_in_tail": special.get("merge_in_tail", True)}
+        options["decode"] = asdict(DECODE)
         cases[name] = KernelCase(arrays, options | {"prefill": asdict(PREFILL)} | scores)
     results = interpret_cases(tmp_path_factory.mktemp("cases"), cases)
     return {name: (results[name][0], right) for name, right in expected.items()}
