@@ -14,6 +14,8 @@ CASES = {
     "more tiles than programs": (24, 160, 128, StreamConfig(32, 2)),
     "columns end inside a tile": (32, 40, 128, StreamConfig(32, 2)),
     "rows end inside a tile": (17, 32, 128, StreamConfig(32, 2)),
+    "one row": (1, 64, 256, StreamConfig(32, 2)),
+    "eight rows, two parts": (8, 64, 256, StreamConfig(32, 2, 2)),
     "two parts": (32, 64, 256, StreamConfig(32, 2, 2)),
     "a block of 128 values": (32, 64, 512, StreamConfig(32, 3, 2, 128)),
 }
