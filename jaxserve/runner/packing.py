@@ -45,8 +45,8 @@ class PackedLayout:
 
     def unpack(self, packed: jax.Array) -> dict[str, jax.Array]:
         """Each field of the device array [size] int32; float fields as float32."""
-        # All but the last entry is a value of its own, for which XLA copies the array once: the array itself would go to
-        # every kernel that reads a piece of it, and each would be re-recorded when its address changes.
+        # All but the last entry is a value of its own, for which XLA copies the array once. The array itself would go
+        # to every kernel that reads a piece of it, and each would be re-recorded when its address changes.
         packed = jax.lax.optimization_barrier(packed[: self.size - 1])
         pieces = {name: packed[place].reshape(shape) for name, place, shape in self._places}
         return {
