@@ -6,23 +6,27 @@
 --check: sums, sums with residual and norm, and maxima, for several dtypes, sizes and numbers of rows, against NumPy;
 that all GPUs hold the same bits; calls in one executable, in several, and in two that take turns; and that a GPU whose
 peer never arrives goes on within seconds and says so. --time: microseconds a call, by the kernels and by XLA's
-collectives. Calls are chained, each after a multiplication by an array of the GPU's own, which keeps XLA from leaving
-collectives out; the line `multiply` is that alone. A case that fails is reported, and the others still run. Prints a
-table, and JSON to --output.
+collectives: by the clock, of the host, and of each kernel by the profiler. Calls are chained, each after a
+multiplication by an array of the GPU's own, which keeps XLA from leaving collectives out; `multiply` is that alone. A
+case that fails is reported, and the others still run. Prints a table, and JSON to --output.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from gpu_trace import Kernel, record_kernels  # first: it sets what XLA reads when it starts  # noqa: E402, I001
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -39,15 +43,19 @@ from pallas_kernels.all_reduce import (  # noqa: E402
     all_reduce,
     all_reduce_residual_norm,
     argmax_over_devices,
+    config,
     why_no_peers,
 )
 from pallas_kernels.all_reduce.arg_specs import BENCHMARK_ROWS  # noqa: E402
 from pallas_kernels.residual_norm import NormKind  # noqa: E402
 
 AXIS = "tensor"
+Figures = dict[str, Any]
 EPS = 1e-5
-CHAIN = 32
+CHAIN = 64
 REPEATS = 20
+RUNS = 4
+KINDS = ("kernel sum", "kernel norm", "XLA sum", "XLA norm", "multiply")
 # (dtype, D, rows, parts, kind); None is as many rows as the workspace takes.
 SUMS: tuple[tuple[str, int, int | None, int, NormKind], ...] = (
     ("bfloat16", 4096, 1, 1, "rms"),
@@ -251,87 +259,125 @@ def check_missing_peer(bench: Bench) -> dict[str, Any]:
 def check_late_peer(bench: Bench) -> dict[str, Any]:
     """A peer that arrives after the others gave up: all of them end, and all say so."""
     workspace = bench.new_workspace(4096, "bfloat16")
+    layout = workspace.peers.layout
     table = np.array(host(workspace.peers.table))
+    addresses = table[-1, : 2 * bench.size].copy()
     # The last rank writes to itself only.
     table[-1, : 2 * bench.size : 2], table[-1, 1 : 2 * bench.size : 2] = table[-1, 0], table[-1, 1]
+    alone = bench.put(table, AXIS)
     values, ids = np.zeros((bench.size, 4), np.float32), np.arange(4 * bench.size, dtype=np.int32).reshape(-1, 4)
     step = bench.jit(argmax_function(workspace.peers), (P(AXIS), P(AXIS), P(AXIS)))
     args = bench.put(values, AXIS), bench.put(ids, AXIS)
     started = time.perf_counter()
-    first = host(step(*args, bench.put(table, AXIS))).reshape(bench.size, -1)
+    first = host(step(*args, alone)).reshape(bench.size, -1)
     seconds = time.perf_counter() - started
     if (first[:-1] != -1).any():
         raise AssertionError(f"ranks that waited in vain must choose -1: {first.tolist()}")
-    # Now it does send, and the others tell it what happened.
-    second = host(step(*args, workspace.peers.table)).reshape(bench.size, -1)
+    # Now it does send, and the others tell it what happened. Counters and error words are those of the first call.
+    table = np.array(host(alone))
+    table[-1, : 2 * bench.size] = addresses
+    second = host(step(*args, bench.put(table, AXIS))).reshape(bench.size, -1)
     if (second != -1).any():
         raise AssertionError(f"all ranks must hear of it: {second.tolist()}")
-    return {"seconds": seconds, "errors": workspace.errors()}
+    return {"seconds": seconds, "errors": table[:, layout.error_word].tolist()}
 
 
 def chain_function(kind: str, layout: WorkspaceLayout) -> Callable[..., Any]:
-    """CHAIN calls one after the other."""
+    """CHAIN calls one after the other; what comes of them can go in again."""
     implementation: Any = "triton" if kind.startswith("kernel") else "reference"
 
     def run(x: jax.Array, scale: jax.Array, weight: jax.Array, table: jax.Array) -> jax.Array:
         peers = Peers(table, layout)
-        hidden = x
+        hidden, stream = x, x
         for _ in range(CHAIN):
             parts = (hidden * scale[0])[None]
             if kind == "multiply":
                 hidden = jax.lax.optimization_barrier(parts)[0]
             elif kind.endswith("norm"):
                 reduce = partial(all_reduce_residual_norm, axis_name=AXIS, eps=EPS, implementation=implementation)
-                x, hidden = reduce(x, parts, weight, peers)
+                stream, hidden = reduce(stream, parts, weight, peers)
             else:
                 hidden = all_reduce(parts, peers, axis_name=AXIS, implementation=implementation)
-        return x + hidden
+        return hidden
 
     return run
 
 
-def time_calls(bench: Bench, kind: str, rows: int, size: int, dtype: str) -> float:
-    """Microseconds a call."""
+def exchange_function(layout: WorkspaceLayout) -> Callable[..., Any]:
+    """CHAIN exchanges of maxima one after the other."""
+
+    def run(ids: jax.Array, values: jax.Array, table: jax.Array) -> jax.Array:
+        local = Peers(table, layout)
+        for _ in range(CHAIN):
+            ids = argmax_over_devices(values[0], ids, local, axis_name=AXIS, implementation="triton")
+        return ids
+
+    return run
+
+
+def time_chain(bench: Bench, function: Callable[..., Any], specs: tuple[P, ...], args: list[jax.Array]) -> Figures:
+    """What a link of a chain takes, in microseconds.
+
+    `us` by the clock; `dispatch_us` of the host alone, a link's share; `gpu_us` of each kernel by the profiler, on the
+    GPU that waited least for the other, and of the gap before it. Where `dispatch_us` is near `us`, the clock shows the
+    host and not the GPUs. The first argument is given up for the result, so that no address changes between runs, for
+    which the host would have to record parts of the CUDA graph anew.
+    """
+    mapped = jax.shard_map(function, mesh=bench.mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
+    step = jax.jit(mapped, donate_argnums=0)
+    kept, *rest = args
+    # The first runs are not captured as a CUDA graph.
+    for _ in range(4):
+        kept = jax.block_until_ready(step(kept, *rest))
+    times, dispatches = [], []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        for _ in range(RUNS):
+            kept = step(kept, *rest)
+        dispatches.append((time.perf_counter() - started) / RUNS)
+        kept.block_until_ready()
+        times.append((time.perf_counter() - started) / RUNS)
+
+    def run() -> None:
+        nonlocal kept
+        for _ in range(3):
+            kept = step(kept, *rest)
+        kept.block_until_ready()
+
+    kernels = kernel_times(record_kernels(run, bench.size).kernels)
+    link = 1e6 / CHAIN
+    return {"us": link * float(np.median(times)), "dispatch_us": link * float(np.median(dispatches)), "gpu_us": kernels}
+
+
+def kernel_times(runs: list[list[Kernel]]) -> dict[str, float]:
+    """Median microseconds of each kernel, of its n-th runs that of the faster GPU; `gap` is between two kernels."""
+    families = {kernel.family for kernel in runs[0]}
+    medians = {}
+    for family in sorted(families):
+        durations = [[kernel.duration for kernel in gpu if kernel.family == family] for gpu in runs]
+        medians[family] = float(np.median([min(same) for same in zip(*durations, strict=False)]))
+    gaps = [b.start - a.end for a, b in itertools.pairwise(runs[0])]
+    return {**medians, "gap": float(np.median(gaps)) if gaps else 0.0}
+
+
+def time_calls(bench: Bench, kind: str, rows: int, size: int, dtype: str, lines: int | None = None) -> Figures:
+    """What a call of a kind takes, the multiplication before it included."""
     workspace = bench.workspace(size, dtype)
     rng = np.random.default_rng(0)
     x, weight = (bench.put(rng.standard_normal(s).astype(dtype)) for s in ((rows, size), (size,)))
-    scale = bench.put(np.full((bench.size, 1), 0.5, dtype), AXIS)
-    step = bench.jit(chain_function(kind, workspace.peers.layout), (P(), P(AXIS), P(), P(AXIS)))
-    args = x, scale, weight, workspace.peers.table
-    # The first runs are not captured as a CUDA graph.
-    for _ in range(3):
-        step(*args).block_until_ready()
-    times = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        for _ in range(4):
-            result = step(*args)
-        result.block_until_ready()
-        times.append((time.perf_counter() - started) / 4)
-    return 1e6 * float(np.median(times)) / CHAIN
+    scale = bench.put(np.full((bench.size, 1), 1 / bench.size, dtype), AXIS)
+    chain = chain_function(kind, workspace.peers.layout)
+    with mock.patch.object(config, "LINES_A_THREAD", lines or config.LINES_A_THREAD):
+        return time_chain(bench, chain, (P(), P(AXIS), P(), P(AXIS)), [x, scale, weight, workspace.peers.table])
 
 
-def time_exchange(bench: Bench, rows: int) -> float:
-    """Microseconds an exchange of maxima."""
+def time_exchange(bench: Bench, rows: int) -> Figures:
+    """What an exchange of maxima takes."""
     workspace = bench.workspace(4096, "bfloat16")
-    layout = workspace.peers.layout
-
-    def run(values: jax.Array, ids: jax.Array, table: jax.Array) -> jax.Array:
-        local = Peers(table, layout)
-        chosen = ids[0]
-        for _ in range(CHAIN):
-            chosen = argmax_over_devices(values[0], chosen, local, axis_name=AXIS, implementation="triton")
-        return chosen
-
-    step = bench.jit(run, (P(AXIS), P(AXIS), P(AXIS)))
     values = bench.put(np.zeros((bench.size, rows), np.float32), AXIS)
-    ids = bench.put(np.zeros((bench.size, rows), np.int32), AXIS)
-    times = []
-    for _ in range(REPEATS + 3):
-        started = time.perf_counter()
-        step(values, ids, workspace.peers.table).block_until_ready()
-        times.append(time.perf_counter() - started)
-    return 1e6 * float(np.median(times[3:])) / CHAIN
+    ids = bench.put(np.zeros(rows, np.int32))
+    chain = exchange_function(workspace.peers.layout)
+    return time_chain(bench, chain, (P(), P(AXIS), P(AXIS)), [ids, values, workspace.peers.table])
 
 
 class Record:
@@ -382,25 +428,44 @@ def check_all(bench: Bench, record: Record) -> None:
     record.attempt("two executables take turns", partial(check_interleaved, bench))
 
 
-def time_all(bench: Bench, record: Record, size: int, dtype: str) -> None:
+def time_all(
+    bench: Bench,
+    record: Record,
+    size: int,
+    dtype: str,
+    rows_to_time: Sequence[int],
+    kinds: Sequence[str],
+    lines_a_thread: Sequence[int | None],
+) -> None:
     most = bench.workspace(size, dtype).peers.layout.max_rows
-    kinds = ("kernel sum", "kernel norm", "XLA sum", "XLA norm", "multiply")
-    for rows in BENCHMARK_ROWS:
+    for rows in rows_to_time:
         row: dict[str, Any] = {"rows": rows, "D": size, "dtype": dtype}
-        for kind in kinds:
-            if rows <= most or not kind.startswith("kernel"):
-                name = f"time {kind}, {rows} rows"
-                row[kind] = record.attempt(name, partial(time_calls, bench, kind, rows, size, dtype))
-        row["exchange"] = record.attempt(f"time exchange, {rows} rows", partial(time_exchange, bench, rows))
         record.data["times"].append(row)
+        for kind in kinds:
+            if rows > most and kind.startswith("kernel"):
+                continue
+            for lines in lines_a_thread if kind.startswith("kernel") else [None]:
+                name = kind if lines is None else f"{kind}, {lines} lines a thread"
+                case = partial(time_calls, bench, kind, rows, size, dtype, lines)
+                row[name] = record.attempt(f"time {name}, {rows} rows", case)
+                record.save()
+        row["exchange"] = record.attempt(f"time exchange, {rows} rows", partial(time_exchange, bench, rows))
         record.save()
-    columns = ("rows", *kinds, "exchange")
-    table = Table(title=f"µs a call, D {size}, {dtype}, {bench.size} GPUs")
+    table = Table(title=f"µs a call (of them the host's), and of the kernels, D {size}, {dtype}, {bench.size} GPUs")
+    columns = [column for column in record.data["times"][0] if column not in ("D", "dtype")]
     for column in columns:
         table.add_column(column)
     for row in record.data["times"]:
-        table.add_row(*(f"{v:.1f}" if isinstance(v := row.get(c), float) else str(v or "") for c in columns))
-    Console().print(table)
+        table.add_row(*(describe(row.get(column)) for column in columns))
+    Console(width=200).print(table)
+
+
+def describe(value: Any) -> str:
+    """A cell of the table."""
+    if not isinstance(value, dict):
+        return str(value or "")
+    kernels = ", ".join(f"{name} {us:.1f}" for name, us in value["gpu_us"].items())
+    return f"{value['us']:.1f} ({value['dispatch_us']:.1f})\n{kernels}"
 
 
 def main() -> int:
@@ -410,6 +475,9 @@ def main() -> int:
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--gpus", type=int, help="how many (default: all)")
     parser.add_argument("--size", type=int, default=4096, help="D of the rows that are timed (default: 4096)")
+    parser.add_argument("--rows", type=int, nargs="+", default=BENCHMARK_ROWS, help="to time")
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, help="of calls, to time (default: all)")
+    parser.add_argument("--lines", type=int, nargs="+", help="that a thread has, to time (default: as in use)")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--seconds", type=float, default=130, help="after which no further case is begun")
     parser.add_argument("--output", type=Path, help="write JSON here")
@@ -425,7 +493,7 @@ def main() -> int:
     if args.check:
         check_all(bench, record)
     if args.time:
-        time_all(bench, record, args.size, args.dtype)
+        time_all(bench, record, args.size, args.dtype, args.rows, args.kinds, args.lines or [None])
     if args.check:
         # Last: nothing after them can be disturbed.
         record.attempt("a peer that never arrives", partial(check_missing_peer, bench))

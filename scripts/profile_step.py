@@ -13,71 +13,24 @@ scripts/bench_step.py is what measures the step itself.
 
 import argparse
 import json
-import os
-import re
 import sys
-import tempfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Without it the profiler takes steps apart into single launches.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_enable_command_buffers_during_profiling=true"
+from gpu_trace import KINDS, Kernel, record_kernels  # first: it sets what XLA reads when it starts
 
-import jax  # noqa: E402
-from jax.profiler import ProfileData  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+import jax  # isort: skip
+from rich.console import Console
+from rich.table import Table
 
-from jaxserve.config import EngineConfig  # noqa: E402
-from jaxserve.engine.llm import LLM  # noqa: E402
-from jaxserve.request import Request, SamplingParams  # noqa: E402
+from jaxserve.config import EngineConfig
+from jaxserve.engine.llm import LLM
+from jaxserve.request import Request, SamplingParams
 
 ROOT = Path(__file__).resolve().parent.parent
 LONG_GAP_US = 100.0
-KINDS = {
-    "attention": re.compile(r"attention|rotate_and_write|decode_kernel|prefill_kernel"),
-    "products": re.compile(r"gemm|gemv|nvjet|cutlass|xmma|cublas|_dot|splitK|matmul", re.IGNORECASE),
-}
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One run of a kernel, in microseconds of the profiler's clock."""
-
-    name: str
-    start: float
-    duration: float
-
-    @property
-    def end(self) -> float:
-        return self.start + self.duration
-
-    @property
-    def kind(self) -> str:
-        return next((kind for kind, pattern in KINDS.items() if pattern.search(self.name)), "rest")
-
-    @property
-    def family(self) -> str:
-        """The name without the numbers that tell one layer's kernel from another's."""
-        return re.sub(r"[._]?\d+$", "", self.name)[:80]
-
-
-def device_kernels(profile: ProfileData) -> list[Kernel]:
-    """The kernels of the first GPU in order of their start."""
-    plane = next(p for p in profile.planes if p.name.startswith("/device:GPU:0"))
-    events = [event for line in plane.lines if line.name.startswith("Stream") for event in line.events]
-    return sorted((Kernel(e.name, e.start_ns / 1e3, e.duration_ns / 1e3) for e in events), key=lambda k: k.start)
-
-
-def graph_calls(profile: ProfileData) -> dict[str, int]:
-    """How often XLA launched (`execute`), updated and recorded CUDA graphs in a record, on the host's side."""
-    names = (e.name for p in profile.planes if p.name.startswith("/host:CPU") for line in p.lines for e in line.events)
-    prefix = "command_buffer::"
-    counts = Counter(name.removeprefix(prefix) for name in names if name.startswith(prefix))
-    return {call: counts[call] for call in ("execute", "update", "record")}
 
 
 def whole_steps(kernels: list[Kernel]) -> tuple[list[Kernel], int]:
@@ -175,12 +128,8 @@ class StepProfiler:
             self._core.step()
 
     def _record(self, num_steps: int) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory() as directory:
-            with jax.profiler.trace(directory):
-                for _ in range(num_steps):
-                    self._core.step()
-            profile = ProfileData.from_file(str(next(Path(directory).glob("**/*.xplane.pb"))))
-            return summarize(device_kernels(profile)) | {"graph_calls": graph_calls(profile)}
+        trace = record_kernels(lambda: [self._core.step() for _ in range(num_steps)])
+        return summarize(trace.kernels[0]) | {"graph_calls": trace.graph_calls}
 
 
 def write_hlo(llm: LLM, directory: Path) -> None:
@@ -216,7 +165,7 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, nargs="*", default=[], help="steps of one prompt of so many tokens")
     parser.add_argument("--context", type=int, default=640, help="tokens of each sequence while decoding")
     parser.add_argument("--steps", type=int, default=10, help="decode steps to record")
-    parser.add_argument("--tensor-parallel-size", type=int, default=1)
+    parser.add_argument("--tp", type=int, default=1, help="GPUs that each hold a part of every layer (default: 1)")
     parser.add_argument("--hlo", type=Path, help="write the optimized HLO of the steps into this directory")
     parser.add_argument("--output", type=Path, help="write the JSON here too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -234,7 +183,7 @@ def main() -> None:
             compile_ahead=False,
             # The rest of the memory is left to the compiler, which tries kernels in it.
             num_pages=20_000,
-            tensor_parallel_size=args.tensor_parallel_size,
+            tensor_parallel_size=args.tp,
         )
     )
     profiler = StepProfiler(llm, args.steps)

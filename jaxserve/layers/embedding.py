@@ -81,6 +81,8 @@ class VocabTable(nnx.Module):
         """
         if tensor_parallel_size(self.mesh) == 1:
             return jnp.argmax(finish(self.logits(hidden)), axis=-1).astype(jnp.int32)
+        # To mask what is not there takes a pass over the scores.
+        padded = self.weight.shape[0] > self.vocab_size
 
         @partial(
             jax.shard_map,
@@ -91,8 +93,10 @@ class VocabTable(nnx.Module):
         )
         def choose(hidden: jax.Array, rows: jax.Array, peers: Peers | None) -> jax.Array:
             first = jax.lax.axis_index(TENSOR_AXIS) * rows.shape[0]
-            real = first + jnp.arange(rows.shape[0], dtype=jnp.int32) < self.vocab_size
-            scores = jnp.where(real, finish(_scores(hidden, rows)), -jnp.inf)
+            scores = finish(_scores(hidden, rows))
+            if padded:
+                real = first + jnp.arange(rows.shape[0], dtype=jnp.int32) < self.vocab_size
+                scores = jnp.where(real, scores, -jnp.inf)
             ids = first + jnp.argmax(scores, axis=-1).astype(jnp.int32)
             return argmax_over_devices(scores.max(axis=-1), ids, peers, axis_name=TENSOR_AXIS)
 

@@ -15,11 +15,27 @@ from pallas_kernels.residual_norm.reference import sum_parts
 from pallas_kernels.skinny_matmul import skinny_matmul
 
 
-def project(subscripts: str, x: jax.Array, weight: jax.Array) -> jax.Array:
-    """`einsum` of activations and a weight, in their dtype; the hardware sums in float32 whatever that is."""
-    # Without this a GPU would round float32 inputs to TF32.
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return jnp.einsum(subscripts, x, weight, precision=precision)
+def multiply_columns(x: jax.Array, weight: jax.Array, mesh: Mesh, *, split_axis: int) -> jax.Array:
+    """A product whose outputs are split over the devices.
+
+    Args:
+        x: [T, D], whole on every device.
+        weight: [..., D], split by one of its axes.
+        mesh: the devices.
+        split_axis: which.
+
+    Returns:
+        [T, ...] in x's dtype, split by the same axis of the weight.
+    """
+
+    def local(x: jax.Array, weight: jax.Array) -> jax.Array:
+        parts = skinny_matmul(x, weight.reshape(-1, weight.shape[-1]), one_part=True)
+        return sum_parts(parts, x.dtype).reshape(x.shape[0], *weight.shape[:-1])
+
+    if tensor_parallel_size(mesh) > 1:
+        split = [None] * split_axis + [TENSOR_AXIS]
+        local = jax.shard_map(local, mesh=mesh, in_specs=(P(), P(*split)), out_specs=P(None, *split), check_vma=False)
+    return local(x, weight)
 
 
 def multiply_split(x: jax.Array, weight: jax.Array, bias: jax.Array | None, mesh: Mesh) -> jax.Array:
@@ -95,18 +111,7 @@ class QKVProjection(nnx.Module):
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[T, D] to queries [T, K, G, H], keys [T, K, H] and values [T, K, H]."""
-        weight = self.weight[...]
-
-        def local(x: jax.Array, weight: jax.Array) -> jax.Array:
-            parts = skinny_matmul(x, weight.reshape(-1, weight.shape[-1]), one_part=True)
-            return sum_parts(parts, x.dtype).reshape(x.shape[0], *weight.shape[:-1])
-
-        if tensor_parallel_size(self.mesh) > 1:
-            specs = (P(), P(TENSOR_AXIS))
-            local = jax.shard_map(
-                local, mesh=self.mesh, in_specs=specs, out_specs=P(None, TENSOR_AXIS), check_vma=False
-            )
-        out = local(x, weight)
+        out = multiply_columns(x, self.weight[...], self.mesh, split_axis=0)
         if self.bias is not None:
             out += self.bias[...]
         return out[:, :, :-2], out[:, :, -2], out[:, :, -1]

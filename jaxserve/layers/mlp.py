@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from jaxserve.layers.linear import multiply_split, project
+from jaxserve.layers.linear import multiply_columns, multiply_split
 from jaxserve.layers.parameter import abstract_param
 from jaxserve.sharding import TENSOR_AXIS, tensor_parallel_size
 from pallas_kernels.swiglu import swiglu
@@ -40,10 +40,11 @@ class GateUpProjection(nnx.Module):
         axes = ("gate_up", "mlp")
         self.weight = abstract_param(mesh, (2, intermediate_size, hidden_size), (*axes, "embed"), dtype)
         self.bias = abstract_param(mesh, (2, intermediate_size), axes, dtype) if bias else None
+        self.mesh = mesh
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, D] to [T, 2, F], gate and up."""
-        out = project("td,cfd->tcf", x, self.weight[...])
+        out = multiply_columns(x, self.weight[...], self.mesh, split_axis=1)
         return out if self.bias is None else out + self.bias[...]
 
 
@@ -82,10 +83,11 @@ class UpProjection(nnx.Module):
     def __init__(self, hidden_size: int, intermediate_size: int, *, bias: bool, mesh: Mesh, dtype: DTypeLike) -> None:
         self.weight = abstract_param(mesh, (intermediate_size, hidden_size), ("mlp", "embed"), dtype)
         self.bias = abstract_param(mesh, (intermediate_size,), ("mlp",), dtype) if bias else None
+        self.mesh = mesh
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, D] to [T, F]."""
-        out = project("td,fd->tf", x, self.weight[...])
+        out = multiply_columns(x, self.weight[...], self.mesh, split_axis=0)
         return out if self.bias is None else out + self.bias[...]
 
 

@@ -26,8 +26,8 @@ class PackedLayout:
 
     @cached_property
     def size(self) -> int:
-        """Entries of the packed array."""
-        return sum(math.prod(shape) for _, shape in self.fields)
+        """Entries of the packed array: those of the fields, and one to spare."""
+        return sum(math.prod(shape) for _, shape in self.fields) + 1
 
     @cached_property
     def _places(self) -> tuple[tuple[str, slice, tuple[int, ...]], ...]:
@@ -45,14 +45,14 @@ class PackedLayout:
 
     def unpack(self, packed: jax.Array) -> dict[str, jax.Array]:
         """Each field of the device array [size] int32; float fields as float32."""
+        # All but the last entry is a value of its own, for which XLA copies the array once. The array itself would go
+        # to every kernel that reads a piece of it, and each would be re-recorded when its address changes.
+        packed = jax.lax.optimization_barrier(packed[: self.size - 1])
         pieces = {name: packed[place].reshape(shape) for name, place, shape in self._places}
-        fields = {
+        return {
             name: jax.lax.bitcast_convert_type(piece, jnp.float32) if name in _FLOAT_FIELDS else piece
             for name, piece in pieces.items()
         }
-        # The barrier makes the pieces values of their own: without it XLA hands the whole array to every kernel that
-        # reads a piece, and each is re-recorded when the array's address changes.
-        return jax.lax.optimization_barrier(fields)  # type: ignore[no-any-return]
 
 
 @cache

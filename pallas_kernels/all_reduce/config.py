@@ -16,6 +16,9 @@ POLLS = 1 << 25
 LINE_DATA_BYTES = 8
 
 
+MAX_WARPS = 32  # of a program
+# That a thread has, of rows taken whole: with fewer threads, more programs find room on a multiprocessor.
+LINES_A_THREAD = 2
 # Lines that a program holds at a time, two for each of its threads at most. Longer rows are taken in chunks, and of
 # the longest the chunks are smaller: there are registers for no more.
 MAX_CHUNK_LINES = 2048
@@ -31,7 +34,7 @@ class RowConfig:
         lines: lines of a chunk, a power of two.
         chunks: chunks of a row.
         num_warps: warps of the program that works for the row.
-        together: lines that a thread waits for at a time, so that their latencies overlap: 1 or 2.
+        together: lines that a thread waits for at a time, so that their latencies overlap: 1, 2 or 4.
     """
 
     lines: int
@@ -55,5 +58,6 @@ def row_config(row_bytes: int) -> RowConfig:
     total = row_bytes // LINE_DATA_BYTES
     most = MAX_CHUNK_LINES if total <= LONG_ROW_LINES else LONG_ROW_CHUNK_LINES
     lines = max(32, min(most, 1 << (total - 1).bit_length()))
-    num_warps = min(32, lines // 32)
+    wanted = LINES_A_THREAD if lines >= total else 1
+    num_warps = max(1, min(MAX_WARPS, lines // (32 * wanted)))
     return RowConfig(lines, -(-total // lines), num_warps, lines // (32 * num_warps))

@@ -2,7 +2,9 @@
 
 A call is one launch and needs nothing of the host. Data travels in lines of 16 bytes, of which half are the number of
 the call: who sees that number sees the data, without fences or flags of their own (as NCCL's LL protocol does). Waits
-are bounded; after one was given up the error word is set, and later calls do not wait.
+are bounded; after one was given up the error word is set, and later calls do not wait. All that a program must know
+before it sends lies in one array, the table, and is read at once: in a step, other kernels' weights push it out of the
+cache between two calls, and no address should have to be waited for before the next is known.
 """
 
 # mypy: ignore-errors
@@ -82,6 +84,8 @@ RECEIVE_1: tl.constexpr = tl.constexpr(_receive_assembly(1))
 RECEIVE_2: tl.constexpr = tl.constexpr(_receive_assembly(2))
 CONSTRAINTS_1: tl.constexpr = tl.constexpr(_receive_constraints(1))
 CONSTRAINTS_2: tl.constexpr = tl.constexpr(_receive_constraints(2))
+RECEIVE_4: tl.constexpr = tl.constexpr(_receive_assembly(4))
+CONSTRAINTS_4: tl.constexpr = tl.constexpr(_receive_constraints(4))
 
 
 @triton.jit
@@ -97,8 +101,10 @@ def receive_lines(address, epoch, live, polls, error, TOGETHER: tl.constexpr):
     args = [address, epoch, live, polls, error]
     if TOGETHER == 1:
         word = tl.inline_asm_elementwise(RECEIVE_1, CONSTRAINTS_1, args, dtype=tl.int64, is_pure=False, pack=1)
-    else:
+    elif TOGETHER == 2:
         word = tl.inline_asm_elementwise(RECEIVE_2, CONSTRAINTS_2, args, dtype=tl.int64, is_pure=False, pack=2)
+    else:
+        word = tl.inline_asm_elementwise(RECEIVE_4, CONSTRAINTS_4, args, dtype=tl.int64, is_pure=False, pack=4)
     return word
 
 
@@ -111,9 +117,15 @@ def workspace_address(table, offset: tl.constexpr):
 
 
 @triton.jit
-def is_given_up(error):
+def error_word(table, N: tl.constexpr):
+    """Where this device's error word is."""
+    return table + (2 * N + 1)
+
+
+@triton.jit
+def is_given_up(table, N: tl.constexpr):
     """Whether a wait on this device was given up, in an earlier call."""
-    return tl.load(error.to(tl.pointer_type(tl.int32)), volatile=True) != 0
+    return tl.load(error_word(table, N), volatile=True) != 0
 
 
 @triton.jit
@@ -151,12 +163,11 @@ def local_sum(parts, at, inside, PARTS: tl.constexpr, STRIDE: tl.constexpr, dtyp
 
 
 @triton.jit
-def begin_row(table, row, COUNTERS: tl.constexpr, POLLS: tl.constexpr):
-    """This device's workspace, the counter of the row, the number of this call, and the polls that it may take."""
-    base = workspace_address(table, 0)
-    polls = tl.where(is_given_up(base), 1, POLLS)
-    counter = (base + COUNTERS + row * 4).to(tl.pointer_type(tl.int32))
-    return base, counter, tl.load(counter) + 1, polls
+def begin_row(table, row, N: tl.constexpr, COUNTERS: tl.constexpr, POLLS: tl.constexpr):
+    """The counter of the row, the number of this call, and the polls that it may take."""
+    polls = tl.where(is_given_up(table, N), 1, POLLS)
+    counter = table + COUNTERS + row
+    return counter, tl.load(counter) + 1, polls
 
 
 @triton.jit
@@ -214,7 +225,6 @@ def send_row(
 @triton.jit
 def sum_of_all(
     own,
-    base,
     table,
     row,
     line,
@@ -230,6 +240,8 @@ def sum_of_all(
 ):
     """The sum [LINES, V] float32 of all devices' `own`, added in the order of ranks: the same bits on all of them."""
     rank = tl.load(table + 2 * N)
+    base = workspace_address(table, 0)
+    error = error_word(table, N).to(tl.int64)
     words = words_of(own, dtype)
     inbox = (epoch & 1).to(tl.int64) * (N - 1)
     total = tl.zeros(own.shape, tl.float32)
@@ -238,7 +250,7 @@ def sum_of_all(
         if r != rank:
             slot = inbox + ((r - rank + N) % N - 1)
             start = base + INBOX + (slot * MAX_ROWS + row) * (ROW_LINES * 16)
-            theirs = receive_lines(start + line * 16, epoch, live, polls, base, TOGETHER)
+            theirs = receive_lines(start + line * 16, epoch, live, polls, error, TOGETHER)
         total += values_of(theirs, dtype)
     return total
 
@@ -268,7 +280,7 @@ def all_reduce_kernel(
     dtype: tl.constexpr = out.dtype.element_ty
     V: tl.constexpr = 64 // dtype.primitive_bitwidth
     row = tl.program_id(0).to(tl.int64)
-    base, counter, epoch, polls = begin_row(table, row, COUNTERS, POLLS)
+    counter, epoch, polls = begin_row(table, row, N, COUNTERS, POLLS)
     own = send_row(parts, table, row, epoch, dtype, D, PARTS, STRIDE, LINES, CHUNKS, N, INBOX, MAX_ROWS, ROW_LINES)
     for chunk in tl.static_range(CHUNKS):
         line = chunk * LINES + tl.arange(0, LINES)
@@ -276,9 +288,7 @@ def all_reduce_kernel(
         if CHUNKS > 1:
             own = local_sum(parts, row * D + d, d < D, PARTS, STRIDE, dtype)
         live = (line * V < D).to(tl.int32)
-        total = sum_of_all(
-            own, base, table, row, line, live, epoch, polls, dtype, TOGETHER, N, INBOX, MAX_ROWS, ROW_LINES
-        )
+        total = sum_of_all(own, table, row, line, live, epoch, polls, dtype, TOGETHER, N, INBOX, MAX_ROWS, ROW_LINES)
         tl.store(out + row * D + d, total.to(dtype), mask=d < D)
     # All threads have read the counter.
     tl.debug_barrier()
@@ -312,21 +322,23 @@ def all_reduce_residual_norm_kernel(
     dtype: tl.constexpr = x_out.dtype.element_ty
     V: tl.constexpr = 64 // dtype.primitive_bitwidth
     row = tl.program_id(0).to(tl.int64)
-    base, counter, epoch, polls = begin_row(table, row, COUNTERS, POLLS)
+    counter, epoch, polls = begin_row(table, row, N, COUNTERS, POLLS)
+    if CHUNKS == 1:
+        # Under way while this device sends and waits.
+        line = tl.arange(0, LINES)
+        d = line[:, None] * V + tl.arange(0, V)[None, :]
+        stream = tl.load(x + row * D + d, mask=d < D, other=0.0)
+        scale = tl.load(weight + d, mask=d < D, other=0.0)
     own = send_row(parts, table, row, epoch, dtype, D, PARTS, STRIDE, LINES, CHUNKS, N, INBOX, MAX_ROWS, ROW_LINES)
     squares = tl.zeros([LINES, V], tl.float32)
     for chunk in tl.static_range(CHUNKS):
         line = chunk * LINES + tl.arange(0, LINES)
         d = line[:, None] * V + tl.arange(0, V)[None, :]
-        # Under way while the other devices are waited for.
-        stream = tl.load(x + row * D + d, mask=d < D, other=0.0)
-        scale = tl.load(weight + d, mask=d < D, other=0.0)
         if CHUNKS > 1:
+            stream = tl.load(x + row * D + d, mask=d < D, other=0.0)
             own = local_sum(parts, row * D + d, d < D, PARTS, STRIDE, dtype)
         live = (line * V < D).to(tl.int32)
-        added = sum_of_all(
-            own, base, table, row, line, live, epoch, polls, dtype, TOGETHER, N, INBOX, MAX_ROWS, ROW_LINES
-        )
+        added = sum_of_all(own, table, row, line, live, epoch, polls, dtype, TOGETHER, N, INBOX, MAX_ROWS, ROW_LINES)
         # As if the sum were the product itself, which is in the dtype of the stream.
         stream = (stream.to(tl.float32) + added.to(dtype).to(tl.float32)).to(dtype)
         tl.store(x_out + row * D + d, stream, mask=d < D)
@@ -368,9 +380,10 @@ def argmax_kernel(
     inside = row < S
     base = workspace_address(table, 0)
     rank = tl.load(table + 2 * N)
-    given_up = is_given_up(base)
+    error = error_word(table, N).to(tl.int64)
+    given_up = is_given_up(table, N)
     polls = tl.where(given_up, 1, POLLS)
-    counters = (base + COUNTERS + row.to(tl.int64) * 4).to(tl.pointer_type(tl.int32))
+    counters = table + COUNTERS + row
     epoch = tl.load(counters, mask=inside, other=0) + 1
     value = tl.load(values + row, mask=inside, other=0.0)
     chosen = tl.where(given_up, -1, tl.load(ids + row, mask=inside, other=0))
@@ -387,7 +400,7 @@ def argmax_kernel(
         theirs = words
         if r != rank:
             line = (inbox + ((r - rank + N) % N - 1)) * MAX_ROWS + row
-            theirs = receive_lines(base + INBOX + line * 16, epoch, live, polls, base, 1)
+            theirs = receive_lines(base + INBOX + line * 16, epoch, live, polls, error, 1)
         their_value = theirs.to(tl.int32).to(tl.float32, bitcast=True)
         their_id = (theirs >> 32).to(tl.int32)
         if r == 0:
@@ -399,6 +412,6 @@ def argmax_kernel(
             best_id = tl.where(better, their_id, best_id)
     # The waits of this very call may have been given up.
     tl.debug_barrier()
-    best_id = tl.where(is_given_up(base), -1, best_id)
+    best_id = tl.where(is_given_up(table, N), -1, best_id)
     tl.store(out + row, best_id, mask=inside)
     tl.store(counters, epoch, mask=inside)

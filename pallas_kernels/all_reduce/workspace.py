@@ -1,7 +1,8 @@
 """The memory that GPUs write into for each other, and the table of its addresses.
 
-XLA lets all GPUs of a process reach each other's memory, so an address on one is good in a kernel on another. What the
-kernels need of that lies in one array a GPU; where, is in a small array that goes into the step like a weight.
+XLA lets all GPUs of a process reach each other's memory, so an address on one is good in a kernel on another. What
+others write into lies in one array a GPU; where that is, and what a GPU itself keeps from call to call, lies in a small
+array that goes into the step like a weight. Kernels write into both, unknown to XLA.
 """
 
 import ctypes
@@ -25,11 +26,13 @@ def _aligned(size: int) -> int:
 
 @dataclass(frozen=True)
 class WorkspaceLayout:
-    """What lies where in each device's workspace. Offsets are in bytes.
+    """What lies where in each device's workspace and in its row of the table.
 
-    First comes the error word: not 0 once a wait was given up. A row of the residual stream, and a row of an exchange,
-    each have a counter of the calls they took part in, its epoch. An inbox holds lines of 16 bytes: half of it data,
-    half the epoch. It is there twice, for even and odd epochs: who sends epoch e has finished reading epoch e - 2.
+    The workspace is inboxes. An inbox holds lines of 16 bytes: half of it data, half the epoch, the number of the call.
+    It is there twice, for even and odd epochs: who sends epoch e has finished reading epoch e - 2.
+
+    The table holds the addresses of all workspaces, the device's rank, and its error word: not 0 once a wait was given
+    up. Then a counter of calls for each row of the residual stream, and for each row of an exchange.
 
     Attributes:
         num_devices: N, 2 or more.
@@ -50,23 +53,33 @@ class WorkspaceLayout:
         return cls(num_devices, row_bytes, one_shot_rows(row_bytes, num_devices))
 
     @property
+    def error_word(self) -> int:
+        """Column of the table: not 0 once a wait was given up."""
+        return 2 * self.num_devices + 1
+
+    @property
     def row_counters(self) -> int:
-        """Offset of [max_rows] int32."""
-        return _ALIGNMENT
+        """First column of [max_rows] of the table."""
+        return self.error_word + 1
 
     @property
     def exchange_counters(self) -> int:
-        """Offset of [max_exchange_rows] int32."""
-        return self.row_counters + _aligned(4 * self.max_rows)
+        """First column of [max_exchange_rows] of the table."""
+        return self.row_counters + self.max_rows
+
+    @property
+    def table_columns(self) -> int:
+        """int32 values of a row of the table."""
+        return self.exchange_counters + self.max_exchange_rows
 
     @property
     def exchange_inbox(self) -> int:
-        """Offset of [2, N - 1, max_exchange_rows] lines."""
-        return self.exchange_counters + _aligned(4 * self.max_exchange_rows)
+        """Offset in bytes of [2, N - 1, max_exchange_rows] lines of the workspace."""
+        return 0
 
     @property
     def row_inbox(self) -> int:
-        """Offset of [2, N - 1, max_rows, row_bytes / 8] lines."""
+        """Offset in bytes of [2, N - 1, max_rows, row_bytes / 8] lines of the workspace."""
         return self.exchange_inbox + 2 * (self.num_devices - 1) * self.max_exchange_rows * _LINE_BYTES
 
     @property
@@ -74,11 +87,6 @@ class WorkspaceLayout:
         """Bytes of a device's workspace."""
         lines = -(-self.row_bytes // LINE_DATA_BYTES)
         return _aligned(self.row_inbox + 2 * (self.num_devices - 1) * self.max_rows * lines * _LINE_BYTES)
-
-    @property
-    def table_columns(self) -> int:
-        """int32 values of a row of the table of addresses."""
-        return 2 * self.num_devices + 2
 
     def takes(self, num_rows: int, row_bytes: int) -> bool:
         """Whether rows can be summed in it."""
@@ -91,7 +99,8 @@ class Peers:
     """What the operations need to reach the other devices.
 
     Attributes:
-        table: [N, 2 N + 2] int32, `address_table`, split over the devices: inside `shard_map`, one row of it.
+        table: [N, table_columns] int32, `first_table`, split over the devices: inside `shard_map`, one row of it. The
+            kernels count calls in it, so all steps must be given this very array.
         layout: of the workspaces. Static.
     """
 
@@ -99,18 +108,19 @@ class Peers:
     layout: WorkspaceLayout = field(metadata={"static": True})
 
 
-def address_table(addresses: Sequence[int]) -> np.ndarray:
-    """[N, 2 N + 2] int32 from the addresses of the N workspaces.
+def first_table(addresses: Sequence[int], layout: WorkspaceLayout) -> np.ndarray:
+    """[N, table_columns] int32 from the addresses of the N workspaces.
 
-    Row r holds the addresses of ranks r, r + 1, ... modulo N, the low and the high half of each, then r, then 0.
+    Row r holds the addresses of ranks r, r + 1, ... modulo N, the low and the high half of each, then r, then zeros:
+    the error word and the counters.
     """
     size = len(addresses)
-    rows = []
+    table = np.zeros((size, layout.table_columns), np.uint32)
     for rank in range(size):
         reached = [addresses[(rank + j) % size] for j in range(size)]
         halves = [half for address in reached for half in (address & 0xFFFFFFFF, address >> 32)]
-        rows.append([*halves, rank, 0])
-    return np.array(rows, np.uint32).view(np.int32)
+        table[rank, : 2 * size + 1] = [*halves, rank]
+    return table.view(np.int32)
 
 
 class PeerWorkspace:
@@ -136,12 +146,13 @@ class PeerWorkspace:
         zeros = jax.jit(lambda: jnp.zeros(shape, jnp.int32), out_shardings=split)()
         self._memory: jax.Array = jax.block_until_ready(zeros)
         pointers = {s.device: s.data.unsafe_buffer_pointer() for s in self._memory.addressable_shards}
-        table = address_table([pointers[device] for device in devices])
+        table = first_table([pointers[device] for device in devices], layout)
         self.peers = Peers(jax.device_put(table, split), layout)
 
     def errors(self) -> list[int]:
         """The error word of each device, by rank. Waits for the steps in flight."""
-        return [int(np.asarray(s.data[0, 0])) for s in self._memory.addressable_shards]
+        column = self.peers.layout.error_word
+        return [int(np.asarray(s.data[0, column])) for s in self.peers.table.addressable_shards]
 
 
 def why_no_peers(mesh: Mesh) -> str | None:

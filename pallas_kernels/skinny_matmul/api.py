@@ -28,7 +28,7 @@ def skinny_matmul(
         x: [T, D].
         weight: [N, D], outputs first as checkpoints have them, in x's dtype.
         one_part: the reader needs the sum itself, so no parts are left where there is a choice.
-        implementation: `reference`; `triton`, for up to 32 rows; `mosaic_gpu`, for 17 to 64 rows of 16-bit values on
+        implementation: `reference`; `triton`, for up to 32 rows; `mosaic_gpu`, for up to 64 rows of 16-bit values on
             Hopper GPUs; or None: on a GPU the fastest of them for 16-bit values, else the reference.
 
     Returns:

@@ -7,9 +7,13 @@ from pallas_kernels.platform import NUM_SMS
 # Where few weights are read at a time there is nothing to win.
 MIN_WEIGHTS = 1 << 22
 SHARED_BYTES = 232448 - 2048  # that a program may have, less its barriers
-# XLA's products of more columns than this are as fast.
-MAX_STREAM_COLUMNS = 8192
+# XLA's products of more columns than this are as fast as the Triton kernel.
+MAX_SKINNY_COLUMNS = 8192
+MIN_STREAM_ROWS = 1
 MAX_STREAM_ROWS = 64  # that the Mosaic GPU kernel takes: wgmma's M
+MAX_BLOCK_N = 128
+# With more columns, some programs have a second tile when others have none. XLA's products are as fast then.
+MAX_STREAM_COLUMNS = NUM_SMS * MAX_BLOCK_N
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def skinny_config(num_rows: int, columns: int, size: int) -> SkinnyConfig | None
         columns: N.
         size: D.
     """
-    if num_rows > 32 or columns * size < MIN_WEIGHTS:
+    if num_rows > 32 or columns > MAX_SKINNY_COLUMNS or columns * size < MIN_WEIGHTS:
         return None
     # Fewer columns than this leave programs too few for the card, and D is cut.
     narrow = columns < 5000
@@ -78,24 +82,24 @@ def stream_config(num_rows: int, columns: int, size: int, *, one_part: bool = Fa
         size: D.
         one_part: the reader does not sum parts on its way, so that they would cost it a kernel of its own.
     """
-    if not 16 < num_rows <= MAX_STREAM_ROWS or columns % 8:
+    if not MIN_STREAM_ROWS <= num_rows <= MAX_STREAM_ROWS or columns % 8:
         return None
     if columns > MAX_STREAM_COLUMNS or columns * size < MIN_WEIGHTS:
         return None
     if one_part:
-        config = _one_tile_each(columns, parts=1, block_d=128)
+        config = one_tile_each(columns, parts=1, block_d=128)
     elif size > 8192:
-        config = _one_tile_each(columns, parts=4, block_d=64)
+        config = one_tile_each(columns, parts=4, block_d=64)
     else:
-        config = _one_tile_each(columns, parts=2, block_d=128)
+        config = one_tile_each(columns, parts=2, block_d=128)
     return config if size % (config.parts * config.block_d) == 0 else None
 
 
-def _one_tile_each(columns: int, *, parts: int, block_d: int) -> StreamConfig:
+def one_tile_each(columns: int, *, parts: int, block_d: int) -> StreamConfig:
     """Tiles so wide that each program gets one, if they are not too many, and the stages that shared memory holds, at
     most 12."""
     # Two warpgroups share the columns, each a multiple of 8.
-    block_n = min(128, -(-parts * columns // (NUM_SMS * 16)) * 16)
+    block_n = min(MAX_BLOCK_N, -(-parts * columns // (NUM_SMS * 16)) * 16)
     result = MAX_STREAM_ROWS * block_n * (2 if parts == 1 else 4)
     stage = 2 * block_d * (MAX_STREAM_ROWS + block_n)
     return StreamConfig(block_n, min(12, (SHARED_BYTES - result) // stage), parts, block_d)

@@ -65,4 +65,4 @@ def test_every_sum_over_devices_is_given_the_peers(
     assert not seen
     jax.clear_caches()
     np.testing.assert_allclose(forward(load(data_dir, 2), prompts), expected, atol=1e-4)
-    assert seen and all(peers is not None and peers.table.shape == (1, 6) for peers in seen)
+    assert seen and all(peers is not None and peers.table.shape == (1, peers.layout.table_columns) for peers in seen)

@@ -19,7 +19,7 @@ import triton.language as tl
 
 import pallas_kernels.all_reduce.triton as launching
 from pallas_kernels.all_reduce import Peers, WorkspaceLayout, kernels
-from pallas_kernels.all_reduce.workspace import address_table
+from pallas_kernels.all_reduce.workspace import first_table
 
 
 @triton.jit
@@ -47,18 +47,18 @@ class Ranks:
     def __init__(self, layout: WorkspaceLayout) -> None:
         self._layout = layout
         self.memory = [np.zeros(layout.num_bytes // 4, np.int32) for _ in range(layout.num_devices)]
-        self._table = address_table([m.ctypes.data for m in self.memory])
+        self.table = first_table([m.ctypes.data for m in self.memory], layout)
 
     def call(self, operation: Callable[..., list[jax.Array]], ranks: list[int]) -> list[list[np.ndarray]]:
         """The results of each of these ranks; the others do not take part."""
-        counters = slice(0, self._layout.exchange_inbox // 4)
-        before = [m[counters].copy() for m in self.memory]
+        before = self.table.copy()
         for attempt in range(3):
             results = []
             for rank in ranks:
                 if attempt:
-                    self.memory[rank][counters] = before[rank]
-                peers = Peers(jnp.asarray(self._table[rank : rank + 1]), self._layout)
+                    self.table[rank] = before[rank]
+                # NumPy's, so that what the kernels write into it is kept.
+                peers: Peers = Peers(self.table[rank : rank + 1], self._layout)
                 results.append([np.asarray(a) for a in operation(rank, peers)])
         return results
 
@@ -98,5 +98,5 @@ def run(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, ...]:
             ranks.call(operation, together[-1:])
         else:
             results = ranks.call(operation, together)
-    errors = np.array([m[0] for m in ranks.memory])
+    errors = ranks.table[:, layout.error_word].copy()
     return (*(array for of_rank in results for array in of_rank), errors)

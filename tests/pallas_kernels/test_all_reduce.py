@@ -25,7 +25,7 @@ from pallas_kernels.all_reduce import (
 )
 from pallas_kernels.all_reduce.arg_specs import HIDDEN_SIZES
 from pallas_kernels.all_reduce.config import LINE_DATA_BYTES, MAX_ONE_SHOT_ROWS, one_shot_rows, row_config
-from pallas_kernels.all_reduce.workspace import address_table
+from pallas_kernels.all_reduce.workspace import first_table
 from tests.pallas_kernels.interpreter import KernelCase, interpret_cases
 
 EPS = 1e-5
@@ -186,14 +186,15 @@ def test_the_regions_of_a_workspace_follow_each_other(size: int, itemsize: int, 
     layout = WorkspaceLayout.of(size, itemsize, num_devices)
     assert 0 < layout.max_rows <= MAX_ONE_SHOT_ROWS
     ends = (
-        4,  # the error word
-        layout.row_counters + 4 * layout.max_rows,
-        layout.exchange_counters + 4 * layout.max_exchange_rows,
         layout.exchange_inbox + 2 * (num_devices - 1) * layout.max_exchange_rows * 16,
         layout.row_inbox + 2 * (num_devices - 1) * layout.max_rows * layout.row_bytes * 2,
     )
-    starts = (layout.row_counters, layout.exchange_counters, layout.exchange_inbox, layout.row_inbox, layout.num_bytes)
+    starts = (layout.row_inbox, layout.num_bytes)
     assert all(end <= start and start % 16 == 0 for end, start in zip(ends, starts, strict=True))
+    # Addresses and the rank come first in the table.
+    assert 2 * num_devices + 1 <= layout.error_word < layout.row_counters
+    assert layout.row_counters + layout.max_rows <= layout.exchange_counters
+    assert layout.exchange_counters + layout.max_exchange_rows == layout.table_columns
     assert layout.num_bytes < 64 << 20
 
 
@@ -202,7 +203,7 @@ def test_a_row_is_cut_so_that_all_of_it_is_sent(row_bytes: int) -> None:
     config = row_config(row_bytes)
     assert config.lines * config.chunks * LINE_DATA_BYTES >= row_bytes
     assert config.lines == 32 * config.num_warps * config.together
-    assert config.num_warps <= 32 and config.together <= 2
+    assert config.num_warps <= 32 and config.together <= 4
 
 
 def test_more_devices_take_fewer_rows_at_once() -> None:
@@ -211,12 +212,14 @@ def test_more_devices_take_fewer_rows_at_once() -> None:
 
 def test_the_table_holds_the_others_addresses_in_the_order_of_ranks_after_mine() -> None:
     addresses = [0x7F00_8000_0000, 0x7F01_0000_0100, 0xFFFF_FFFF_0000]
-    table = address_table(addresses)
-    assert table.dtype == np.int32 and table.shape == (3, 8)
+    layout = WorkspaceLayout(3, 64, max_rows=4, max_exchange_rows=2)
+    table = first_table(addresses, layout)
+    assert table.dtype == np.int32 and table.shape == (3, 8 + 4 + 2)
     halves = table.view(np.uint32).astype(np.uint64)
     read = halves[:, 0:6:2] | halves[:, 1:6:2] << np.uint64(32)
     assert read.tolist() == [[addresses[(r + j) % 3] for j in range(3)] for r in range(3)]
     assert table[:, 6].tolist() == [0, 1, 2]
+    assert not table[:, 7:].any()
 
 
 def test_a_workspace_stays_where_its_table_says() -> None:

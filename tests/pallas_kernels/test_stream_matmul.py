@@ -14,6 +14,8 @@ CASES = {
     "more tiles than programs": (24, 160, 128, StreamConfig(32, 2)),
     "columns end inside a tile": (32, 40, 128, StreamConfig(32, 2)),
     "rows end inside a tile": (17, 32, 128, StreamConfig(32, 2)),
+    "one row": (1, 64, 256, StreamConfig(32, 2)),
+    "eight rows, two parts": (8, 64, 256, StreamConfig(32, 2, 2)),
     "two parts": (32, 64, 256, StreamConfig(32, 2, 2)),
     "a block of 128 values": (32, 64, 512, StreamConfig(32, 3, 2, 128)),
 }
@@ -36,8 +38,12 @@ def test_the_parts_sum_to_the_product(case: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_cut_fits_the_summed_axis_and_shared_memory_and_other_shapes_are_left_to_others() -> None:
-    for rows in (17, 24, 32, 64):
-        for columns, size in ((6144, 4096), (4096, 4096), (4096, 14336), (2048, 8192), (5120, 13824), (4096, 11008)):
+    # The matrices of models on one GPU, and of Llama-3-8B's on two and four.
+    whole = ((6144, 4096), (4096, 4096), (4096, 14336), (2048, 8192), (5120, 13824), (4096, 11008))
+    halves = ((3072, 4096), (4096, 2048), (4096, 7168), (14336, 4096))
+    quarters = ((1536, 4096), (4096, 1024), (4096, 3584), (7168, 4096))
+    for rows in (1, 8, 17, 24, 32, 64):
+        for columns, size in (*whole, *halves, *quarters):
             for one_part in (False, True):
                 config = stream_config(rows, columns, size, one_part=one_part)
                 assert config is not None
@@ -46,7 +52,6 @@ def test_a_cut_fits_the_summed_axis_and_shared_memory_and_other_shapes_are_left_
                 ring = config.num_stages * 2 * config.block_d * (64 + config.block_n)
                 assert ring + 64 * config.block_n * (2 if config.parts == 1 else 4) <= SHARED_BYTES
                 assert config.parts == 1 or not one_part
-    assert stream_config(16, 4096, 4096) is None
     assert stream_config(65, 4096, 4096) is None
     assert stream_config(32, 28672, 4096) is None
     assert stream_config(32, 64, 64) is None
