@@ -33,7 +33,7 @@ from jaxserve.step import StepPlan
 _UPDATES_A_CALL = 1024
 _COPIES_A_CALL = 16
 # Tokens of steps whose products are left to cuBLAS.
-CUBLAS_TOKENS = range(48, 513)
+CUBLAS_TOKENS = range(48, 1025)
 # How long the end of a runner waits for a compilation under way.
 STOP_COMPILING_S = 3.0
 

@@ -16,6 +16,8 @@ from jaxserve.request import MAX_STOP_TOKEN_IDS
 from jaxserve.runner.buckets import Bucket, SamplerKind
 
 _FLOAT_FIELDS = frozenset({"temperature", "top_p", "min_p"})
+# Entries, 128 bytes: XLA hands pieces to kernels where they lie, and these count on arrays that are aligned.
+ALIGNMENT = 32
 
 
 @dataclass(frozen=True)
@@ -26,16 +28,21 @@ class PackedLayout:
 
     @cached_property
     def size(self) -> int:
-        """Entries of the packed array: those of the fields, and one to spare."""
-        return sum(math.prod(shape) for _, shape in self.fields) + 1
+        """Entries of the packed array: those of the fields, each aligned, and one to spare."""
+        return self._starts[-1] + 1
+
+    @cached_property
+    def _starts(self) -> tuple[int, ...]:
+        """Where each field begins, and where the last one's room ends."""
+        rooms = (-(-math.prod(shape) // ALIGNMENT) * ALIGNMENT for _, shape in self.fields)
+        return tuple(itertools.accumulate(rooms, initial=0))
 
     @cached_property
     def _places(self) -> tuple[tuple[str, slice, tuple[int, ...]], ...]:
         """Each field's name, where it lies in the array, and its shape."""
-        ends = itertools.accumulate(math.prod(shape) for _, shape in self.fields)
         return tuple(
-            (name, slice(end - math.prod(shape), end), shape)
-            for (name, shape), end in zip(self.fields, ends, strict=True)
+            (name, slice(start, start + math.prod(shape)), shape)
+            for (name, shape), start in zip(self.fields, self._starts, strict=False)
         )
 
     def views(self, packed: np.ndarray) -> dict[str, np.ndarray]:

@@ -82,7 +82,7 @@ def decode_config(head_dim: int, group: int, dtype: DTypeLike, num_seqs: int) ->
     if padded_head_dim(head_dim) > 128 or group > 64:
         return DecodeConfig(block_n=32, num_warps=4, num_stages=3)
     if num_seqs <= 4:
-        return DecodeConfig(block_n=128, num_warps=4, num_stages=3, min_chunk=128)
+        return DecodeConfig(block_n=64, num_warps=4, num_stages=3)
     return DecodeConfig(block_n=32, num_warps=1, num_stages=3, programs_per_sm=8)
 
 
