@@ -110,7 +110,7 @@ async def measure(args: argparse.Namespace, record: dict[str, Any]) -> list[Meas
         with progress_bars() as report:
             for case in cases:
                 if case.rate is None:
-                    await load.warm_up(case)
+                    await load.warm_up(case, report)
                 measured.append(await load.measure(case, report))
     return measured
 

@@ -16,6 +16,11 @@ from jaxserve.errors import JaxserveError
 from jaxserve.progress import ProgressCallback
 
 
+# Warm-ups of a case over gRPC end when one takes more than this part of the time of the one before.
+SAME_DURATION = 0.97
+MAX_WARM_UPS = 4
+
+
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """Some requests, and how they are sent.
 
@@ -166,9 +171,18 @@ class ServerLoad:
     slo: ServiceLevel
     server: ServerProcess | None = None
 
-    async def warm_up(self, case: Case) -> None:
-        """Send a case's requests, cut short."""
+    async def warm_up(self, case: Case, report: ProgressCallback) -> None:
+        """Send a case's requests, first cut short, then whole until it takes no less time than before: the server
+        compiles shapes that they ask for meanwhile."""
         await run_load(self._job(warm_up(case.plans)), self.num_clients)
+        before = float("inf")
+        for attempt in range(MAX_WARM_UPS):
+            what = f"Over gRPC: {case.name}, warm-up {attempt + 1}"
+            results = await run_load(self._job(case.plans), self.num_clients, report, what)
+            took = duration_of([entry for result in results for entry in result.times])
+            if took > SAME_DURATION * before:
+                return
+            before = took
 
     async def measure(self, case: Case, report: ProgressCallback) -> Measured:
         """Send a case's requests, each at its time."""

@@ -17,10 +17,9 @@ from jaxserve.runner.buckets import Bucket
 
 logger = logging.getLogger(__name__)
 
-# A compilation in the background waits until no step has begun for so long, but not longer than PATIENCE_S: XLA times
-# candidate kernels, which goes wrong beside other work.
-IDLE_S = 0.2
-PATIENCE_S = 5.0
+# What no step has asked for is compiled when no step has begun for so long: XLA times candidate kernels, which goes
+# wrong beside other work and disturbs it.
+IDLE_S = 2.0
 
 
 # While a thread traces, others wait for Python's lock at most so long: a step takes a few milliseconds.
@@ -73,8 +72,8 @@ def compile_all[Step](
 class BackgroundCompiler[Step]:
     """Compiles buckets one after the other in a thread of its own, while others are in use.
 
-    Those that steps would have run in come first, and at once. A failure is logged and ends it: steps then go on
-    running in the buckets there are.
+    Those that steps would have run in come first, and at once; others while no steps run. A failure is logged and ends
+    it: steps then go on running in the buckets there are.
 
     Args:
         buckets: in the order to compile them.
@@ -89,6 +88,7 @@ class BackgroundCompiler[Step]:
         # In order, and without two of one.
         self._waiting = dict.fromkeys(buckets)
         self._wanted: dict[Bucket, None] = {}
+        self._under_way: Bucket | None = None
         self._compile_one = compile_one
         self._last_used = last_used
         self._finished: dict[Bucket, Step] = {}
@@ -110,7 +110,7 @@ class BackgroundCompiler[Step]:
         with self._lock:
             if bucket in self._waiting:
                 self._wanted[bucket] = None
-                self._wake.notify()
+                self._wake.notify_all()
 
     def take_finished(self) -> dict[Bucket, Step]:
         """What has been compiled since the last call."""
@@ -124,13 +124,21 @@ class BackgroundCompiler[Step]:
         """Stop after the compilation under way; False if that takes longer than `timeout` seconds."""
         with self._lock:
             self._stop = True
-            self._wake.notify()
+            self._wake.notify_all()
         return self.wait(timeout)
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until all are compiled; False if that takes longer than `timeout` seconds."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def wait_for_wanted(self) -> bool:
+        """Wait until all that steps asked for is compiled, and what is under way; whether there was anything."""
+        with self._lock:
+            anything = bool(self._wanted or self._under_way)
+            while (self._wanted or self._under_way) and self.is_running:
+                self._wake.wait(IDLE_S / 4)
+        return anything
 
     def _run(self) -> None:
         interval = sys.getswitchinterval()
@@ -140,6 +148,8 @@ class BackgroundCompiler[Step]:
                 step = self._compile_one(bucket)
                 with self._lock:
                     self._finished[bucket] = step
+                    self._under_way = None
+                    self._wake.notify_all()
             if not self._stop:
                 logger.info("all %d further step shapes are compiled", self._num_buckets)
         except Exception:
@@ -149,11 +159,9 @@ class BackgroundCompiler[Step]:
 
     def _next(self) -> Bucket | None:
         """The next bucket to compile, once it is wanted or the device has been idle; None at the end."""
-        give_up = time.monotonic() + PATIENCE_S
         with self._lock:
             while self._waiting and not self._stop and not self._wanted:
-                now = time.monotonic()
-                if now - self._last_used() > IDLE_S or now >= give_up:
+                if time.monotonic() - self._last_used() > IDLE_S:
                     break
                 self._wake.wait(IDLE_S / 4)
             if self._stop or not self._waiting:
@@ -161,4 +169,5 @@ class BackgroundCompiler[Step]:
             bucket = next(iter(self._wanted or self._waiting))
             self._wanted.pop(bucket, None)
             del self._waiting[bucket]
+            self._under_way = bucket
             return bucket

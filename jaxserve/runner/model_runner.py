@@ -120,10 +120,22 @@ class ModelRunner:
         if rest := [bucket for bucket in self._buckets if bucket not in self._steps]:
             self._background = BackgroundCompiler(sorted(rest), self._compiler.compile, lambda: self._last_dispatch)
 
-    def finish_compiling(self) -> None:
-        """Wait until the buckets that are compiled in the background are, so that a measurement does not meet it."""
-        if self._background is not None:
-            self._background.wait(None)
+    def finish_compiling(self, *, wanted_only: bool = False) -> bool:
+        """Wait for the background, so that a measurement does not meet it.
+
+        Args:
+            wanted_only: for the buckets that steps have asked for, and not for all.
+
+        Returns:
+            Whether there was anything to wait for.
+        """
+        if self._background is None:
+            return False
+        if wanted_only:
+            return self._background.wait_for_wanted()
+        was_running = self._background.is_running
+        self._background.wait(None)
+        return was_running
 
     def close(self, timeout_s: float = STOP_COMPILING_S) -> bool:
         """Stop compiling in the background; False if the compilation under way takes longer than `timeout_s`."""

@@ -159,7 +159,7 @@ def test_buckets_compiled_in_the_background_are_handed_over_once() -> None:
 
 
 def test_the_background_waits_while_steps_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compile_ahead, "PATIENCE_S", 1000.0)
+    monkeypatch.setattr(compile_ahead, "IDLE_S", 0.1)
     busy = True
     compiler = BackgroundCompiler(some_buckets(), lambda bucket: 0, lambda: time.monotonic() if busy else float("-inf"))
     time.sleep(3 * compile_ahead.IDLE_S)
@@ -170,13 +170,15 @@ def test_the_background_waits_while_steps_run(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_bucket_that_a_step_wants_is_compiled_next_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compile_ahead, "PATIENCE_S", 1000.0)
+    monkeypatch.setattr(compile_ahead, "IDLE_S", 0.1)
     compiler = BackgroundCompiler(some_buckets(), lambda bucket: 0, time.monotonic)
     wanted = some_buckets()[-1]
+    assert not compiler.wait_for_wanted()
     compiler.want(wanted)
-    finished: dict[Bucket, int] = {}
-    wait_for(lambda: bool(finished.update(compiler.take_finished()) or finished))
+    assert compiler.wait_for_wanted()
+    finished = compiler.take_finished()
     compiler.want(wanted)
+    assert not compiler.wait_for_wanted()
     time.sleep(2 * compile_ahead.IDLE_S)
     assert finished | compiler.take_finished() == {wanted: 0}
     assert compiler.close(10)
