@@ -15,7 +15,6 @@ from jaxserve.bench.workload import RequestPlan
 from jaxserve.errors import JaxserveError
 from jaxserve.progress import ProgressCallback
 
-
 # Warm-ups of a case over gRPC end when one takes more than this part of the time of the one before.
 SAME_DURATION = 0.97
 MAX_WARM_UPS = 4
