@@ -3,7 +3,6 @@
 import os
 import re
 import tempfile
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +49,11 @@ class Trace:
 
     Attributes:
         kernels: of each GPU, in order of their start.
-        graph_calls: how often XLA launched (`execute`), updated and recorded CUDA graphs, on the host's side.
+        graph_calls: how often XLA launched (`execute`), updated and recorded CUDA graphs, and how long the host took.
     """
 
     kernels: list[list[Kernel]]
-    graph_calls: dict[str, int]
+    graph_calls: dict[str, dict[str, float]]
 
 
 def record_kernels(run: Callable[[], Any], num_gpus: int = 1) -> Trace:
@@ -73,8 +72,10 @@ def _kernels_of(profile: ProfileData, gpu: int) -> list[Kernel]:
     return sorted((Kernel(e.name, e.start_ns / 1e3, e.duration_ns / 1e3) for e in events), key=lambda k: k.start)
 
 
-def _graph_calls(profile: ProfileData) -> dict[str, int]:
-    names = (e.name for p in profile.planes if p.name.startswith("/host:CPU") for line in p.lines for e in line.events)
-    prefix = "command_buffer::"
-    counts = Counter(name.removeprefix(prefix) for name in names if name.startswith(prefix))
-    return {call: counts[call] for call in ("execute", "update", "record")}
+def _graph_calls(profile: ProfileData) -> dict[str, dict[str, float]]:
+    events = [e for p in profile.planes if p.name.startswith("/host:CPU") for line in p.lines for e in line.events]
+    calls = {}
+    for call in ("execute", "update", "record"):
+        times = [e.duration_ns / 1e3 for e in events if e.name == f"command_buffer::{call}"]
+        calls[call] = {"calls": len(times), "us": sum(times)}
+    return calls

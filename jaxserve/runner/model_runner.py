@@ -24,6 +24,8 @@ from jaxserve.runner.step_function import (
     MergesWeights,
     Weights,
     copy_pages,
+    hand_out,
+    receive,
     run_step,
     update_page_table,
 )
@@ -37,7 +39,7 @@ CUBLAS_TOKENS = range(48, 1025)
 # How long the end of a runner waits for a compilation under way.
 STOP_COMPILING_S = 3.0
 
-Step = Callable[[Weights, KVPages, DeviceState, jax.Array], tuple[KVPages, DeviceState, jax.Array]]
+Step = Callable[[Weights, KVPages, DeviceState, jax.Array], tuple[KVPages, DeviceState]]
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class ModelRunner:
         self._state = DeviceState(
             *(jax.device_put(np.zeros(a.shape, a.dtype), self._replicated) for a in self._compiler.abstract_state)
         )
+        # Of each size, the packed array of the last step.
+        self._received: dict[int, jax.Array] = {}
 
     @property
     def compiled_steps(self) -> Mapping[Bucket, Step]:
@@ -182,9 +186,11 @@ class ModelRunner:
         if bucket not in self._steps:
             self._steps[bucket] = self._compiler.compile(bucket)
         on_device = jax.device_put(packed, self._replicated)
-        self._kv_pages, self._state, sampled = self._steps[bucket](
-            self._weights, self._kv_pages, self._state, on_device
-        )
+        if (previous := self._received.get(packed.size)) is not None:
+            on_device = self._compiler.receive(previous, on_device)
+        self._received[packed.size] = on_device
+        self._kv_pages, self._state = self._steps[bucket](self._weights, self._kv_pages, self._state, on_device)
+        sampled: jax.Array = self._compiler.hand_out(self._state.sampled)
         return sampled
 
     def _copy_pages(self, copies: list[tuple[int, int]]) -> None:
@@ -198,7 +204,7 @@ class ModelRunner:
         surplus = plan.page_table_updates[limit:]
         for columns in _columns(surplus, _UPDATES_A_CALL, padding=self._num_slots):
             page_table = self._compiler.update_page_table(self._state.page_table, *columns)
-            self._state = DeviceState(self._state.last_tokens, page_table)
+            self._state = self._state._replace(page_table=page_table)
         if surplus:
             plan.page_table_updates = plan.page_table_updates[:limit]
         return plan
@@ -225,18 +231,21 @@ class StepCompiler:
         self.abstract_state = _tree(
             jax.ShapeDtypeStruct((max_num_seqs,), jnp.int32, sharding=self._replicated),
             jax.ShapeDtypeStruct((max_num_seqs, max_pages), jnp.int32, sharding=self._replicated),
+            jax.ShapeDtypeStruct((max_num_seqs,), jnp.int32, sharding=self._replicated),
         )
         kv_shardings = tuple(a.sharding for a in self._kv_pages)
         self.copy_pages = jax.jit(copy_pages, donate_argnums=0, out_shardings=kv_shardings)
         self.update_page_table = jax.jit(update_page_table, donate_argnums=0, out_shardings=self._replicated)
+        # Donated and yet unused: it is there to be written over.
+        self.receive = jax.jit(receive, donate_argnums=0, keep_unused=True, out_shardings=self._replicated)
+        self.hand_out = jax.jit(hand_out, out_shardings=self._replicated)
 
     def compile(self, bucket: Bucket) -> Step:
         """The executable of one bucket. Thread-safe."""
         step = partial(run_step, self._model, bucket, self._pool.page_size)
         shardings = (
             tuple(a.sharding for a in self._kv_pages),
-            _tree(self._replicated, self._replicated),
-            self._replicated,
+            _tree(self._replicated, self._replicated, self._replicated),
         )
         packed = jax.ShapeDtypeStruct((packed_layout(bucket).size,), jnp.int32, sharding=self._replicated)
         lowered = jax.jit(step, donate_argnums=(1, 2), out_shardings=shardings).lower(

@@ -20,10 +20,13 @@ class DeviceState(NamedTuple):
     Attributes:
         last_tokens: [max_num_seqs] int32, the token each slot sampled last, read by the next step.
         page_table: [max_num_seqs, max_pages] int32, the pages of each slot.
+        sampled: [max_num_seqs] int32, what the last step sampled, by its own order of sequences; -1 if a device waited
+            in vain for another.
     """
 
     last_tokens: jax.Array
     page_table: jax.Array
+    sampled: jax.Array
 
 
 class CausalLM(Protocol):
@@ -56,6 +59,22 @@ def copy_pages(kv_pages: KVPages, sources: jax.Array, targets: jax.Array) -> KVP
     return tuple(layer.at[targets].set(layer[sources], mode="drop") for layer in kv_pages)
 
 
+def receive(previous: jax.Array, packed: jax.Array) -> jax.Array:
+    """A step's packed array, where the one before it of the same size lay. `previous` is donated.
+
+    A CUDA graph is bound to the addresses that it was recorded with, and what comes from the host lies elsewhere each
+    time.
+    """
+    del previous
+    # An argument given back as it is would keep its own memory.
+    return packed + 0
+
+
+def hand_out(sampled: jax.Array) -> jax.Array:
+    """A copy of what a step sampled, which stays when the next step writes over it."""
+    return sampled + 0
+
+
 def run_step(
     model: MergesWeights,
     bucket: Bucket,
@@ -64,8 +83,8 @@ def run_step(
     kv_pages: KVPages,
     state: DeviceState,
     packed: jax.Array,
-) -> tuple[KVPages, DeviceState, jax.Array]:
-    """Compute one step of a bucket.
+) -> tuple[KVPages, DeviceState]:
+    """Compute one step of a bucket. All that it reads and writes stays where it is from step to step.
 
     Args:
         model: merges weights into modules while tracing.
@@ -77,7 +96,7 @@ def run_step(
         packed: int32, `packed_layout(bucket)`.
 
     Returns:
-        The pool, the state, and the sampled tokens [S] int32: -1 if a device waited in vain for another.
+        The pool and the state.
     """
     fields = packed_layout(bucket).unpack(packed)
     slots = fields["slots"]
@@ -99,7 +118,7 @@ def run_step(
         sampled = module.greedy_tokens(hidden)
     # A chunk that does not reach its prompt's end leaves a token nobody reads, until the last chunk writes over it.
     last_tokens = state.last_tokens.at[slots].set(sampled, mode="drop")
-    return kv_pages, DeviceState(last_tokens, page_table), sampled
+    return kv_pages, DeviceState(last_tokens, page_table, state.sampled.at[: bucket.num_seqs].set(sampled))
 
 
 def _attention_metadata(
