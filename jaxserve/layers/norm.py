@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxserve.layers.device_sum import PARTS_SPEC, sum_over_devices
 from jaxserve.layers.parameter import abstract_param
 from jaxserve.sharding import TENSOR_AXIS, tensor_parallel_size
-from pallas_kernels.all_reduce import Peers, all_reduce_residual_norm
+from pallas_kernels.all_reduce import Peers, all_reduce, all_reduce_residual_norm
 from pallas_kernels.residual_norm import NormKind as RMSNormKind
 from pallas_kernels.residual_norm import residual_norm
 from pallas_kernels.residual_norm.reference import rms_norm, scale_normed
@@ -126,6 +126,8 @@ def add_and_norm(
 class WholeNorm(nnx.Module):
     """Root mean square normalisation over all heads of a token together, split over the devices by kv head.
 
+    Queries' and keys' are applied together, by `norm_over_heads`.
+
     Args:
         shape: [K, G, H] or [K, H], as queries or keys lie.
         size: values of a token that are not padding.
@@ -153,9 +155,49 @@ class WholeNorm(nnx.Module):
         self.eps = eps
         self.kind = kind
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[T, *shape] to the same, in the dtype of `x`."""
-        x32 = x.astype(jnp.float32)
-        axes = tuple(range(1, x.ndim))
-        mean_square = jnp.sum(jnp.square(x32), axis=axes, keepdims=True) / self.count
-        return scale_normed(x32 * jax.lax.rsqrt(mean_square + self.eps), self.weight[...], self.kind, x.dtype)
+    def scale(self, x: jax.Array, weight: jax.Array, sum_of_squares: jax.Array) -> jax.Array:
+        """Some heads of `x` [T, ...], with their weight, by the sum [T] over all heads; in the dtype of `x`."""
+        mean_square = sum_of_squares.reshape(-1, *(1,) * (x.ndim - 1)) / self.count
+        normed = x.astype(jnp.float32) * jax.lax.rsqrt(mean_square + self.eps)
+        return scale_normed(normed, weight, self.kind, x.dtype)
+
+
+def norm_over_heads(
+    q: jax.Array, k: jax.Array, q_norm: WholeNorm, k_norm: WholeNorm, mesh: Mesh, peers: Peers | None
+) -> tuple[jax.Array, jax.Array]:
+    """Normalise queries [T, K, G, H] and keys [T, K, H], each over all heads of a token.
+
+    What crosses the devices are two numbers a token, the sums of squares of both, in one message: two messages that
+    nothing puts in order could not go by the same workspace.
+
+    Args:
+        q: queries.
+        k: keys.
+        q_norm: of queries.
+        k_norm: of keys.
+        mesh: the devices.
+        peers: how they reach each other's memory; None leaves the sum to XLA.
+
+    Returns:
+        Both, normalised, in their dtypes.
+    """
+
+    def local(
+        q: jax.Array, k: jax.Array, q_weight: jax.Array, k_weight: jax.Array, peers: Peers | None
+    ) -> tuple[jax.Array, jax.Array]:
+        own = [jnp.sum(jnp.square(x.astype(jnp.float32)), axis=tuple(range(1, x.ndim))) for x in (q, k)]
+        sums = jnp.stack(own, axis=-1)
+        if tensor_parallel_size(mesh) > 1:
+            sums = all_reduce(sums[None], peers, axis_name=TENSOR_AXIS)
+        return q_norm.scale(q, q_weight, sums[:, 0]), k_norm.scale(k, k_weight, sums[:, 1])
+
+    if tensor_parallel_size(mesh) > 1:
+        heads, weights = P(None, TENSOR_AXIS), P(TENSOR_AXIS)
+        local = jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(heads, heads, weights, weights, weights),
+            out_specs=(heads, heads),
+            check_vma=False,
+        )
+    return local(q, k, q_norm.weight[...], k_norm.weight[...], peers)

@@ -17,7 +17,7 @@ from jaxserve.layers.embedding import PositionTable, VocabTable
 from jaxserve.layers.linear import OutputProjection, QKVProjection
 from jaxserve.layers.mlp import GatedMLP, PlainMLP
 from jaxserve.layers.moe import RoutedExperts
-from jaxserve.layers.norm import LayerNorm, RMSNorm, WholeNorm, add_and_norm, make_norm
+from jaxserve.layers.norm import LayerNorm, RMSNorm, WholeNorm, add_and_norm, make_norm, norm_over_heads
 from jaxserve.layers.parameter import abstract_param
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.head_layout import HeadLayout
@@ -68,12 +68,19 @@ class SelfAttention(nnx.Module):
         self.mesh = mesh
 
     def __call__(
-        self, x: jax.Array, positions: TokenPositions, metadata: AttentionMetadata, kv_pages: jax.Array
+        self,
+        x: jax.Array,
+        positions: TokenPositions,
+        metadata: AttentionMetadata,
+        kv_pages: jax.Array,
+        peers: Peers | None,
     ) -> tuple[jax.Array, jax.Array]:
         """[T, D] and one layer's pages to [parts, T, D] as `multiply_split` leaves them, and the pages with the step's
         tokens in them."""
         q, k, v = self.qkv_proj(x)
-        if self.q_norm is not None and self.k_norm is not None:
+        if isinstance(self.q_norm, WholeNorm) and isinstance(self.k_norm, WholeNorm):
+            q, k = norm_over_heads(q, k, self.q_norm, self.k_norm, self.mesh, peers)
+        elif isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
             q, k = self.q_norm(q), self.k_norm(k)
         if positions.query_scales is not None:
             q = q * positions.query_scales[:, None, None, None].astype(q.dtype)
@@ -147,7 +154,7 @@ class DecoderLayer(nnx.Module):
             The residual stream, what is to be added to it, and the pages with the step's tokens in them.
         """
         x, normed = add_and_norm(x, delta, self.attention_norm, self.mesh, peers)
-        attended, kv_pages = self.self_attn(normed, positions, metadata, kv_pages)
+        attended, kv_pages = self.self_attn(normed, positions, metadata, kv_pages, peers)
         attended = self._finished(attended, self.attention_post_norm, peers)
         if self.parallel:
             out = self.mlp.in_parts(normed if self.mlp_norm is None else self.mlp_norm(x))

@@ -13,6 +13,7 @@ from jaxserve.models import decoder
 from jaxserve.models.checkpoint import LoadedModel, load_model
 from jaxserve.sharding import make_mesh
 from pallas_kernels.all_reduce import Peers, WorkspaceLayout
+from tests.models.conftest import MAX_TOKENS
 from tests.support.recorded_models import Recording
 
 
@@ -21,8 +22,8 @@ def with_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoder, "why_no_peers", lambda mesh: None if mesh.devices.size > 1 else "there is one device")
 
 
-def load(data_dir: Path, size: int) -> LoadedModel:
-    return load_model(data_dir / "gqa", make_mesh(size), max_model_len=64)
+def load(data_dir: Path, size: int, case: str = "gqa") -> LoadedModel:
+    return load_model(data_dir / case, make_mesh(size), max_model_len=64)
 
 
 @pytest.mark.usefixtures("with_peers")
@@ -43,26 +44,32 @@ def test_devices_that_cannot_reach_each_other_have_no_workspace(data_dir: Path) 
     assert load(data_dir, 2).workspace is None
 
 
+@pytest.mark.parametrize("case", ["gqa", "olmo2"])
 @pytest.mark.usefixtures("with_peers")
 def test_every_sum_over_devices_is_given_the_peers(
-    data_dir: Path, forward: Any, monkeypatch: pytest.MonkeyPatch
+    case: str, data_dir: Path, forward: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """OLMo 2 also sums the squares of a token's queries and keys, in one message a layer."""
     seen: list[Peers | None] = []
+    messages: list[tuple[int, ...]] = []
 
     def watch(module: Any, name: str, place: int) -> None:
         original = getattr(module, name)
 
         def observed(*args: Any, **options: Any) -> Any:
             seen.append(args[place])
+            messages.append(args[place - 1].shape)
             return original(*args, **options)
 
         monkeypatch.setattr(module, name, observed)
 
     watch(norm, "all_reduce_residual_norm", 3)
+    watch(norm, "all_reduce", 1)
     watch(device_sum, "all_reduce", 1)
-    prompts: Sequence[Sequence[int]] = [Recording.of("gqa").prompts[1]]
-    expected = forward(load(data_dir, 1), prompts)
+    prompts: Sequence[Sequence[int]] = [Recording.of(case).prompts[1]]
+    expected = forward(load(data_dir, 1, case), prompts)
     assert not seen
     jax.clear_caches()
-    np.testing.assert_allclose(forward(load(data_dir, 2), prompts), expected, atol=1e-4)
+    np.testing.assert_allclose(forward(load(data_dir, 2, case), prompts), expected, atol=1e-4)
+    assert {shape for shape in messages if shape[-1] == 2} == ({(1, MAX_TOKENS, 2)} if case == "olmo2" else set())
     assert seen and all(peers is not None and peers.table.shape == (1, peers.layout.table_columns) for peers in seen)

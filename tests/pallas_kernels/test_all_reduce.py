@@ -119,6 +119,8 @@ def kernel_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[n
         cases[f"argmax {ranks} late"] = KernelCase({"values": values, "ids": ids}, {**exchange, "late": True})
         parts = arguments(ranks, 64, 3)["parts"]
         cases[f"sum {ranks}"] = KernelCase({"parts": parts}, dict(exchange))
+        # A line holds both values of such a row.
+        cases[f"pair {ranks}"] = KernelCase({"parts": arguments(ranks, 2)["parts"]}, dict(exchange))
     # 4500 values of 4 bytes are 2250 lines: two chunks, the second of them not full.
     long = {"operation": "all_reduce", "row_bytes": 18000, "max_rows": ROWS, "eps": EPS, "kind": "rms"}
     cases["long"] = KernelCase(arguments(2, 4500), long)
@@ -163,6 +165,12 @@ def test_kernels_sum_parts_first_and_ranks_in_their_order(
     for own in arguments(ranks, 64, 3)["parts"]:
         total += (own[0] + own[1]) + own[2]
     np.testing.assert_array_equal(summed, total)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_kernels_sum_rows_of_two_values(ranks: int, kernel_results: dict[str, list[np.ndarray]]) -> None:
+    ((summed,), *_) = of_ranks(kernel_results[f"pair {ranks}"], ranks)
+    np.testing.assert_allclose(summed, arguments(ranks, 2)["parts"].sum((0, 1)), atol=1e-6)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
