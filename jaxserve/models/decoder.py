@@ -1,5 +1,6 @@
 """The decoder that every family is a variant of: one module, whose switches are in ModelConfig."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -8,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from jaxserve.layers.attention import AttentionMetadata, attend
@@ -21,8 +21,8 @@ from jaxserve.layers.norm import LayerNorm, RMSNorm, WholeNorm, add_and_norm, ma
 from jaxserve.layers.parameter import abstract_param
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.head_layout import HeadLayout
-from jaxserve.sharding import TENSOR_AXIS, constrain, tensor_parallel_size
-from pallas_kernels.all_reduce import Peers, WorkspaceLayout, argmax_over_devices, why_no_peers
+from jaxserve.sharding import constrain, tensor_parallel_size
+from pallas_kernels.all_reduce import Peers, WorkspaceLayout, why_no_peers
 
 
 @jax.tree_util.register_dataclass
@@ -295,25 +295,17 @@ class Decoder(nnx.Module):
         return self._finish_logits(self._head.logits(hidden))
 
     def greedy_tokens(self, hidden: jax.Array) -> jax.Array:
-        """Hidden states [S, D] to the most probable tokens [S] int32, the lower id of equal ones; -1 where
-        `confirmed_tokens` says it."""
+        """Hidden states [S, D] to the most probable tokens [S] int32, the lower id of equal ones.
+
+        Where devices write into each other's memory, -1 if one waited in vain for another in this step; elsewhere such
+        a step does not end.
+        """
         return self._head.best_tokens(hidden, self._peers(), self._finish_logits)
 
-    def confirmed_tokens(self, tokens: jax.Array) -> jax.Array:
-        """[S] int32, the same on all devices, as they are; -1 if a device waited in vain for another in this step.
-
-        Only where devices write into each other's memory: elsewhere such a step does not end.
-        """
-        if (peers := self._peers()) is None:
-            return tokens
-
-        def exchange(tokens: jax.Array, peers: Peers) -> jax.Array:
-            return argmax_over_devices(jnp.zeros(tokens.shape, jnp.float32), tokens, peers, axis_name=TENSOR_AXIS)
-
-        confirmed: jax.Array = jax.shard_map(
-            exchange, mesh=self.mesh, in_specs=(P(), P(TENSOR_AXIS)), out_specs=P(), check_vma=False
-        )(tokens, peers)
-        return confirmed
+    def sampled_tokens(self, hidden: jax.Array, params: Any, draw: Callable[[jax.Array, Any], jax.Array]) -> jax.Array:
+        """Hidden states [S, D] to tokens [S] int32 that `draw` makes of scores [R, V] float32 and the params of these
+        rows, R of the S or all at once; -1 as in `greedy_tokens`."""
+        return self._head.drawn_tokens(hidden, params, self._peers(), self._finish_logits, draw)
 
     @property
     def _head(self) -> VocabTable:

@@ -8,9 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxserve.layers import device_sum, norm
+from jaxserve.layers import device_sum, embedding, norm
 from jaxserve.models import decoder
 from jaxserve.models.checkpoint import LoadedModel, load_model
+from jaxserve.runner.buckets import Bucket, SamplerKind
+from jaxserve.runner.kv_pool import KVPoolSpec
+from jaxserve.runner.model_runner import StepCompiler
 from jaxserve.sharding import make_mesh
 from pallas_kernels.all_reduce import Peers, WorkspaceLayout
 from tests.models.conftest import MAX_TOKENS
@@ -73,3 +76,25 @@ def test_every_sum_over_devices_is_given_the_peers(
     np.testing.assert_allclose(forward(load(data_dir, 2, case), prompts), expected, atol=1e-4)
     assert {shape for shape in messages if shape[-1] == 2} == ({(1, MAX_TOKENS, 2)} if case == "olmo2" else set())
     assert seen and all(peers is not None and peers.table.shape == (1, peers.layout.table_columns) for peers in seen)
+
+
+@pytest.mark.usefixtures("with_peers")
+@pytest.mark.parametrize("sampler", list(SamplerKind))
+def test_what_brings_tokens_together_is_given_the_peers(
+    sampler: SamplerKind, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, Peers | None]] = []
+    for name, place in (("all_to_all", 1), ("argmax_over_devices", 2)):
+
+        def observed(
+            *args: Any, original: Any = getattr(embedding, name), at: tuple[str, int] = (name, place), **options: Any
+        ) -> Any:
+            seen.append((at[0], args[at[1]]))
+            return original(*args, **options)
+
+        monkeypatch.setattr(embedding, name, observed)
+    model = load(data_dir, 2)
+    pool = KVPoolSpec(model.config.num_layers, 9, 4, model.num_kv_heads, model.config.head_dim, model.dtype)
+    StepCompiler(model, model.weights, model.mesh, pool, 2, 4).compile(Bucket(2, 2, 2, sampler))
+    assert [name for name, _ in seen] == ["all_to_all"] * (sampler is SamplerKind.FULL) + ["argmax_over_devices"]
+    assert all(peers is not None and peers.table.shape == (1, peers.layout.table_columns) for _, peers in seen)
