@@ -5,7 +5,7 @@ Run as `scripts/compile_gate.py`, whose parts it uses. The kernels that sum over
 moved between threads. Decode steps: everything in one command buffer, no collective of XLA's, one sum over the devices
 for each product that is split, and one more in layers that normalise all heads together; the scores of greedy steps never
 together. Steps that sample, of more rows than an inbox has room for: one all-to-all of XLA's. Prompts of more rows than
-the kernels take: XLA's all-reduce. Takes about a minute.
+the kernels take: XLA's all-reduce, or, with the residual stream split, its two halves. Takes about a minute.
 """
 
 import re
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from jaxserve.layers import norm
 from jaxserve.models.config import ModelConfig
 from jaxserve.runner.buckets import Bucket, SamplerKind
 from jaxserve.runner.kv_pool import KVPoolSpec
@@ -99,18 +100,22 @@ def check_kernels(mesh: Mesh, size: int, dtype: str, num_parts: int) -> list[str
     return problems
 
 
-def check_step(mesh: Mesh, config: ModelConfig, bucket: Bucket) -> list[str]:
-    """What is wrong with a step of a model over the devices of a mesh."""
+def check_step(mesh: Mesh, config: ModelConfig, bucket: Bucket, *, split_stream: bool = False) -> list[str]:
+    """What is wrong with a step of a model over the devices of a mesh, with the stream of long steps split or not."""
     num_devices = mesh.devices.size
+    layout = WorkspaceLayout.of(config.hidden_size, 2, num_devices)
     pool = KVPoolSpec(config.num_layers, 3001, 16, config.num_kv_heads, config.head_dim, jnp.dtype("bfloat16"))
     with mock.patch.object(gate, "MODEL", config):
         model = gate.AbstractModel(mesh)
     jax.clear_caches()
     experts_gate.clear_dump()
-    with gate.recorded_kernels(), mock.patch.object(platform, "triton_can_run", lambda: True):
+    with (
+        gate.recorded_kernels(),
+        mock.patch.object(platform, "triton_can_run", lambda: True),
+        mock.patch.object(norm, "SPLIT_STREAM_ROWS", layout.max_rows + 1 if split_stream else None),
+    ):
         step: Any = StepCompiler(model, model.weights, mesh, pool, 256, 256).compile(bucket)
     text = step.as_text()
-    layout = WorkspaceLayout.of(config.hidden_size, 2, num_devices)
     table = f"s32[1,{layout.table_columns}]"
     calls = [line for line in text.splitlines() if "triton_kernel_call_ffi" in line and table in line]
     collectives = sorted(re.findall(COLLECTIVE, text))
@@ -120,6 +125,9 @@ def check_step(mesh: Mesh, config: ModelConfig, bucket: Bucket) -> list[str]:
     # Two products a layer, the norms of all heads, and the embedding; then the tokens.
     sums = config.num_layers * (3 if config.qk_norm == "whole" else 2) + 1
     num_calls, wanted = (sums + 1, []) if bucket.num_tokens <= layout.max_rows else (1, ["all-reduce"] * sums)
+    if split_stream:
+        # All but that of the embedding.
+        wanted = ["all-gather"] * (sums - 1) + ["all-reduce"] + ["reduce-scatter"] * (sums - 1)
     if bucket.sampler is SamplerKind.FULL:
         share = bucket.num_seqs // num_devices or 1
         if share * layout.pieces(config.vocab_size // num_devices * 4) <= layout.max_rows:
@@ -151,6 +159,7 @@ def main() -> int:
     buckets = gate.step_buckets()
     for num_devices, num_tokens, decode_only, sampler in STEPS:
         problems += check_step(meshes[num_devices], LLAMA, buckets[num_tokens, decode_only, sampler])
+    problems += check_step(meshes[2], LLAMA, buckets[8192, False, SamplerKind.GREEDY], split_stream=True)
     for num_tokens, decode_only in ((32, True), (512, False)):
         problems += check_step(meshes[2], OLMO, buckets[num_tokens, decode_only, SamplerKind.GREEDY])
     return gate.report_problems(problems)
