@@ -4,12 +4,13 @@
     scripts/bench_all_reduce.py --check --time --output all_reduce.json
 
 --check: sums, sums with residual and norm, maxima, and exchanges of columns for rows, for several dtypes, sizes and
-numbers of rows, against NumPy; that all GPUs hold the same bits; calls in one executable, in several, and in two that take turns; and that a GPU whose
-peer never arrives goes on within seconds and says so. --time: microseconds a call, by the kernels and by XLA's
-collectives: by the clock, of the host, and of each kernel by the profiler. Calls are chained, each after a
-multiplication by an array of the GPU's own, which keeps XLA from leaving collectives out; `multiply` is that alone.
-`scores` is the exchange of what each GPU has of some rows of float32 scores for its share of whole rows, by the kernel
-and by XLA; `gather` is XLA's gathering of all rows on all GPUs, which it stands in place of. A case that fails is reported, and the others still run. Prints a table, and JSON to --output.
+numbers of rows, against NumPy; that all GPUs hold the same bits; calls in one executable, in several, and in two that
+take turns; and that a GPU whose peer never arrives goes on within seconds and says so. --time: microseconds a call, by
+the kernels and by XLA's collectives: by the clock, of the host, and of each kernel by the profiler. Calls are chained.
+Before a sum there is a multiplication by an array of the GPU's own, which keeps XLA from leaving collectives out;
+`multiply` is that alone. `scores` exchanges what each GPU has of some rows of float32 scores for a share of whole rows;
+`gather` is XLA's gathering of all rows on all GPUs, which it stands in place of. A case that fails is reported, and the
+others still run. Prints a table, and JSON to --output.
 """
 
 import argparse

@@ -3,13 +3,15 @@
 
 Run as `scripts/compile_gate.py`, whose parts it uses. The kernels that sum over devices: no register spilled, no row
 moved between threads. Decode steps: everything in one command buffer, no collective of XLA's, one sum over the devices
-for each product that is split, and one more in layers that normalise all heads together; the scores of greedy steps never
-together. Steps that sample, of more rows than an inbox has room for: one all-to-all of XLA's. Prompts of more rows than
-the kernels take: XLA's all-reduce, or, with the residual stream split, its two halves. Takes about a minute.
+for each product that is split, and one more in layers that normalise all heads together; the scores of greedy steps
+never together; kernels given no slice where it lies. Steps that sample, of more rows than an inbox has room for: one
+all-to-all of XLA's. Prompts of more rows than the kernels take: XLA's all-reduce, or, with the residual stream split,
+its two halves. Takes about a minute.
 """
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -140,6 +142,10 @@ def check_step(mesh: Mesh, config: ModelConfig, bucket: Bucket, *, split_stream:
         problems.append(f"{where}: collectives of XLA's: {collectives}")
     if not wanted:
         problems += experts_gate.check_graph("run_step", text, where)
+    dump = next(Path(gate.DUMP.name).glob("*run_step*thunk_sequence_after_thunk_passes.txt")).read_text()
+    # Kernels count on arrays that are aligned.
+    if "kDynamicSliceFusion" in dump:
+        problems.append(f"{where}: kernels are given slices where they lie")
     pool_bytes = pool.num_pages * pool.page_bytes // num_devices
     if step.memory_analysis().alias_size_in_bytes < pool_bytes:
         problems.append(f"{where}: the pool is not written in place")

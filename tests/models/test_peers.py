@@ -29,6 +29,25 @@ def load(data_dir: Path, size: int, case: str = "gqa") -> LoadedModel:
     return load_model(data_dir / case, make_mesh(size), max_model_len=64)
 
 
+def watched(
+    module: Any, name: str, place: int, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[tuple[int, ...], Peers | None]]:
+    """Of each call of a module's function from now on: the shape before the peers, and the peers, its `place`-th."""
+    seen: list[tuple[tuple[int, ...], Peers | None]] = []
+    original = getattr(module, name)
+
+    def observed(*args: Any, **options: Any) -> Any:
+        seen.append((args[place - 1].shape, args[place]))
+        return original(*args, **options)
+
+    monkeypatch.setattr(module, name, observed)
+    return seen
+
+
+def are_given(peers: Peers | None) -> bool:
+    return peers is not None and peers.table.shape == (1, peers.layout.table_columns)
+
+
 @pytest.mark.usefixtures("with_peers")
 def test_the_addresses_of_the_workspace_are_among_the_weights(data_dir: Path) -> None:
     model = load(data_dir, 2)
@@ -53,29 +72,20 @@ def test_every_sum_over_devices_is_given_the_peers(
     case: str, data_dir: Path, forward: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OLMo 2 also sums the squares of a token's queries and keys, in one message a layer."""
-    seen: list[Peers | None] = []
-    messages: list[tuple[int, ...]] = []
-
-    def watch(module: Any, name: str, place: int) -> None:
-        original = getattr(module, name)
-
-        def observed(*args: Any, **options: Any) -> Any:
-            seen.append(args[place])
-            messages.append(args[place - 1].shape)
-            return original(*args, **options)
-
-        monkeypatch.setattr(module, name, observed)
-
-    watch(norm, "all_reduce_residual_norm", 3)
-    watch(norm, "all_reduce", 1)
-    watch(device_sum, "all_reduce", 1)
+    calls = [
+        watched(norm, "all_reduce_residual_norm", 3, monkeypatch),
+        watched(norm, "all_reduce", 1, monkeypatch),
+        watched(device_sum, "all_reduce", 1, monkeypatch),
+    ]
     prompts: Sequence[Sequence[int]] = [Recording.of(case).prompts[1]]
     expected = forward(load(data_dir, 1, case), prompts)
-    assert not seen
+    assert not any(calls)
     jax.clear_caches()
     np.testing.assert_allclose(forward(load(data_dir, 2, case), prompts), expected, atol=1e-4)
-    assert {shape for shape in messages if shape[-1] == 2} == ({(1, MAX_TOKENS, 2)} if case == "olmo2" else set())
-    assert seen and all(peers is not None and peers.table.shape == (1, peers.layout.table_columns) for peers in seen)
+    messages = {shape for shape, _ in calls[1] if shape[-1] == 2}
+    assert messages == ({(1, MAX_TOKENS, 2)} if case == "olmo2" else set())
+    assert any(calls)
+    assert all(are_given(peers) for seen in calls for _, peers in seen)
 
 
 @pytest.mark.usefixtures("with_peers")
@@ -83,18 +93,10 @@ def test_every_sum_over_devices_is_given_the_peers(
 def test_what_brings_tokens_together_is_given_the_peers(
     sampler: SamplerKind, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[str, Peers | None]] = []
-    for name, place in (("all_to_all", 1), ("argmax_over_devices", 2)):
-
-        def observed(
-            *args: Any, original: Any = getattr(embedding, name), at: tuple[str, int] = (name, place), **options: Any
-        ) -> Any:
-            seen.append((at[0], args[at[1]]))
-            return original(*args, **options)
-
-        monkeypatch.setattr(embedding, name, observed)
+    exchanged = watched(embedding, "all_to_all", 1, monkeypatch)
+    chosen = watched(embedding, "argmax_over_devices", 2, monkeypatch)
     model = load(data_dir, 2)
     pool = KVPoolSpec(model.config.num_layers, 9, 4, model.num_kv_heads, model.config.head_dim, model.dtype)
     StepCompiler(model, model.weights, model.mesh, pool, 2, 4).compile(Bucket(2, 2, 2, sampler))
-    assert [name for name, _ in seen] == ["all_to_all"] * (sampler is SamplerKind.FULL) + ["argmax_over_devices"]
-    assert all(peers is not None and peers.table.shape == (1, peers.layout.table_columns) for _, peers in seen)
+    assert [len(exchanged), len(chosen)] == [int(sampler is SamplerKind.FULL), 1]
+    assert all(are_given(peers) for _, peers in exchanged + chosen)

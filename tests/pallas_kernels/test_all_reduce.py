@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import platform
-from pallas_kernels.all_reduce import triton as launching
 from pallas_kernels.all_reduce import (
     Peers,
     PeerWorkspace,
@@ -25,6 +24,7 @@ from pallas_kernels.all_reduce import (
     argmax_over_devices,
     why_no_peers,
 )
+from pallas_kernels.all_reduce import triton as launching
 from pallas_kernels.all_reduce.arg_specs import HIDDEN_SIZES
 from pallas_kernels.all_reduce.config import LINE_DATA_BYTES, MAX_ONE_SHOT_ROWS, one_shot_rows, row_config
 from pallas_kernels.all_reduce.workspace import first_table
