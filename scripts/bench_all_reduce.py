@@ -3,12 +3,14 @@
 
     scripts/bench_all_reduce.py --check --time --output all_reduce.json
 
---check: sums, sums with residual and norm, and maxima, for several dtypes, sizes and numbers of rows, against NumPy;
-that all GPUs hold the same bits; calls in one executable, in several, and in two that take turns; and that a GPU whose
-peer never arrives goes on within seconds and says so. --time: microseconds a call, by the kernels and by XLA's
-collectives: by the clock, of the host, and of each kernel by the profiler. Calls are chained, each after a
-multiplication by an array of the GPU's own, which keeps XLA from leaving collectives out; `multiply` is that alone. A
-case that fails is reported, and the others still run. Prints a table, and JSON to --output.
+--check: sums, sums with residual and norm, maxima, and exchanges of columns for rows, for several dtypes, sizes and
+numbers of rows, against NumPy; that all GPUs hold the same bits; calls in one executable, in several, and in two that
+take turns; and that a GPU whose peer never arrives goes on within seconds and says so. --time: microseconds a call, by
+the kernels and by XLA's collectives: by the clock, of the host, and of each kernel by the profiler. Calls are chained.
+Before a sum there is a multiplication by an array of the GPU's own, which keeps XLA from leaving collectives out;
+`multiply` is that alone. `scores` exchanges what each GPU has of some rows of float32 scores for a share of whole rows;
+`gather` is XLA's gathering of all rows on all GPUs, which it stands in place of. A case that fails is reported, and the
+others still run. Prints a table, and JSON to --output.
 """
 
 import argparse
@@ -42,6 +44,7 @@ from pallas_kernels.all_reduce import (  # noqa: E402
     WorkspaceLayout,
     all_reduce,
     all_reduce_residual_norm,
+    all_to_all,
     argmax_over_devices,
     config,
     why_no_peers,
@@ -55,7 +58,11 @@ EPS = 1e-5
 CHAIN = 64
 REPEATS = 20
 RUNS = 4
-KINDS = ("kernel sum", "kernel norm", "XLA sum", "XLA norm", "multiply")
+SUM_KINDS = ("kernel sum", "kernel norm", "XLA sum", "XLA norm", "multiply")
+SCORE_KINDS = ("kernel scores", "XLA scores", "XLA gather")
+KINDS = (*SUM_KINDS, *SCORE_KINDS)
+# Of Llama 3, over two GPUs or more.
+VOCAB_SIZE = 128_256
 # (dtype, D, rows, parts, kind); None is as many rows as the workspace takes.
 SUMS: tuple[tuple[str, int, int | None, int, NormKind], ...] = (
     ("bfloat16", 4096, 1, 1, "rms"),
@@ -92,7 +99,7 @@ class Bench:
         """One of its own."""
         return PeerWorkspace(self.mesh, WorkspaceLayout.of(size, jnp.dtype(dtype).itemsize, self.size))
 
-    def put(self, array: np.ndarray, *axes: str) -> jax.Array:
+    def put(self, array: np.ndarray, *axes: str | None) -> jax.Array:
         """An array on the GPUs, split by these axes; whole on each with none."""
         placed: jax.Array = jax.device_put(array, NamedSharding(self.mesh, P(*axes)))
         return placed
@@ -195,6 +202,29 @@ def check_argmax(bench: Bench, rows: int) -> None:
         chosen = step(bench.put(values, AXIS), bench.put(ids, AXIS), workspace.peers.table)
     want = np.take_along_axis(ids, values.argmax(0)[None], 0)[0]
     np.testing.assert_array_equal(same_on_all(host(chosen), bench.size), want)
+
+
+def check_exchange(bench: Bench, rows: int, size: int) -> None:
+    """Each GPU gives `size` columns of all rows, and gets all columns of `rows` of its own, bit by bit."""
+    workspace = bench.workspace(4096, "bfloat16")
+    peers = workspace.peers
+    values = np.random.default_rng(size).standard_normal((bench.size, bench.size * rows, size)).astype(np.float32)
+    values[:, 0, 0] = -np.inf
+
+    def exchange(values: jax.Array, table: jax.Array) -> jax.Array:
+        # The second call exchanges other values, and comes after the first.
+        local = Peers(table, peers.layout)
+        shares = all_to_all(values[0], local, axis_name=AXIS, implementation="triton")
+        again, shares = jax.lax.optimization_barrier((values[0] * 2, shares))
+        return jnp.stack([shares, all_to_all(again, local, axis_name=AXIS, implementation="triton")])[None]
+
+    step = bench.jit(exchange, (P(AXIS), P(AXIS)))
+    for _ in range(3):
+        results = host(step(bench.put(values, AXIS), peers.table))
+    want = np.concatenate(list(values), axis=1).reshape(bench.size, rows, -1)
+    np.testing.assert_array_equal(results, np.stack([want, 2 * want], axis=1))
+    if any(workspace.errors()):
+        raise AssertionError(f"a wait was given up: {workspace.errors()}")
 
 
 def check_interleaved(bench: Bench) -> None:
@@ -380,6 +410,35 @@ def time_exchange(bench: Bench, rows: int) -> Figures:
     return time_chain(bench, chain, (P(), P(AXIS), P(AXIS)), [ids, values, workspace.peers.table])
 
 
+def time_scores(bench: Bench, kind: str, rows: int) -> Figures:
+    """What it takes to bring scores together: on each GPU a share of the rows, or all of them."""
+    workspace = bench.workspace(4096, "bfloat16")
+    layout = workspace.peers.layout
+    whole_shares = -(-rows // bench.size) * bench.size
+    values = np.zeros((whole_shares, VOCAB_SIZE // bench.size * bench.size), np.float32)
+    implementation: Any = "triton" if kind.startswith("kernel") else "reference"
+
+    def run(values: jax.Array, table: jax.Array) -> jax.Array:
+        local = Peers(table, layout)
+        for _ in range(CHAIN):
+            own = jax.lax.optimization_barrier(values)
+            if kind == "XLA gather":
+                whole = jax.lax.all_gather(own, AXIS, axis=1, tiled=True)
+                values = jax.lax.optimization_barrier(whole)[:, : own.shape[1]]
+            else:
+                shares = all_to_all(own, local, axis_name=AXIS, implementation=implementation)
+                values = jax.lax.optimization_barrier(shares).reshape(own.shape)
+        return values
+
+    return time_chain(bench, run, (P(None, AXIS), P(AXIS)), [bench.put(values, None, AXIS), workspace.peers.table])
+
+
+def takes_scores(bench: Bench, rows: int) -> bool:
+    """Whether the kernel exchanges the scores of so many rows."""
+    layout = bench.workspace(4096, "bfloat16").peers.layout
+    return -(-rows // bench.size) * layout.pieces(VOCAB_SIZE // bench.size * 4) <= layout.max_rows
+
+
 class Record:
     """What was found so far, written after each case."""
 
@@ -425,6 +484,8 @@ def check_all(bench: Bench, record: Record) -> None:
         record.attempt(name, partial(check_sums, bench, dtype, size, rows, parts, kind))
     for rows in (1, 31, 1000):
         record.attempt(f"argmax of {rows} rows", partial(check_argmax, bench, rows))
+    for rows, size in ((1, VOCAB_SIZE // bench.size), (16, VOCAB_SIZE // bench.size), (3, 25_129), (40, 7)):
+        record.attempt(f"exchange of {size} columns for {rows} rows", partial(check_exchange, bench, rows, size))
     record.attempt("two executables take turns", partial(check_interleaved, bench))
 
 
@@ -441,8 +502,11 @@ def time_all(
     for rows in rows_to_time:
         row: dict[str, Any] = {"rows": rows, "D": size, "dtype": dtype}
         record.data["times"].append(row)
-        for kind in kinds:
-            if rows > most and kind.startswith("kernel"):
+        for kind in SCORE_KINDS:
+            if kind in kinds and (kind != "kernel scores" or takes_scores(bench, rows)):
+                row[kind] = record.attempt(f"time {kind}, {rows} rows", partial(time_scores, bench, kind, rows))
+        for kind in SUM_KINDS:
+            if kind not in kinds or (rows > most and kind.startswith("kernel")):
                 continue
             for lines in lines_a_thread if kind.startswith("kernel") else [None]:
                 name = kind if lines is None else f"{kind}, {lines} lines a thread"

@@ -3,11 +3,15 @@
 
 Run as `scripts/compile_gate.py`, whose parts it uses. The kernels that sum over devices: no register spilled, no row
 moved between threads. Decode steps: everything in one command buffer, no collective of XLA's, one sum over the devices
-for each product that is split, the scores of greedy steps never together. Prompts of more rows than the kernels take:
-XLA's all-reduce. Takes about a minute.
+for each product that is split, and one more in layers that normalise all heads together; the scores of greedy steps
+never together; kernels given no slice where it lies. Steps that sample, of more rows than an inbox has room for: one
+all-to-all of XLA's. Prompts of more rows than the kernels take: XLA's all-reduce, or, with the residual stream split,
+its two halves. Takes about a minute.
 """
 
 import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -18,16 +22,28 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from jaxserve.layers import norm
+from jaxserve.models.config import ModelConfig
 from jaxserve.runner.buckets import Bucket, SamplerKind
 from jaxserve.runner.kv_pool import KVPoolSpec
 from jaxserve.runner.model_runner import StepCompiler
 from jaxserve.sharding import named_sharding
 from pallas_kernels import platform
-from pallas_kernels.all_reduce import Peers, WorkspaceLayout, all_reduce, all_reduce_residual_norm, argmax_over_devices
+from pallas_kernels.all_reduce import (
+    Peers,
+    WorkspaceLayout,
+    all_reduce,
+    all_reduce_residual_norm,
+    all_to_all,
+    argmax_over_devices,
+)
 from pallas_kernels.all_reduce.arg_specs import HIDDEN_SIZES
 
 AXIS = "tensor"
 ROWS = 4
+# Llama 3's vocabulary; and layers as OLMo 2's.
+LLAMA = replace(gate.MODEL, vocab_size=128_256)
+OLMO = replace(gate.MODEL, norm="rms_rounded_last", norm_placement="after", qk_norm="whole")
 # (devices, tokens, decode only, sampler) of the steps.
 STEPS = (
     (2, 1, True, SamplerKind.GREEDY),
@@ -35,6 +51,9 @@ STEPS = (
     (4, 256, True, SamplerKind.GREEDY),
     (2, 512, False, SamplerKind.GREEDY),
     (2, 8192, False, SamplerKind.GREEDY),
+    (2, 1, True, SamplerKind.FULL),
+    (2, 32, True, SamplerKind.FULL),
+    (4, 64, True, SamplerKind.FULL),
     (2, 256, True, SamplerKind.FULL),
 )
 COLLECTIVE = r" (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\("
@@ -50,7 +69,10 @@ def check_kernels(mesh: Mesh, size: int, dtype: str, num_parts: int) -> list[str
         summed = all_reduce(parts, peers, axis_name=AXIS, dtype=x.dtype)
         stream, normed = all_reduce_residual_norm(x, parts, weight, peers, axis_name=AXIS, eps=1e-5)
         ids = jnp.arange(x.shape[0], dtype=jnp.int32)
-        return summed, stream, normed, argmax_over_devices(stream[:, 0].astype(jnp.float32), ids, peers, axis_name=AXIS)
+        pairs = all_reduce(parts[:1, :, :2].astype(jnp.float32), peers, axis_name=AXIS)
+        columns = all_to_all(jnp.tile(stream.astype(jnp.float32), (num_devices, 1)), peers, axis_name=AXIS)
+        chosen = argmax_over_devices(stream[:, 0].astype(jnp.float32), ids, peers, axis_name=AXIS)
+        return summed, stream, normed, pairs, columns, chosen
 
     def abstract(shape: tuple[int, ...], dtype: str, *axes: str) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=named_sharding(mesh, axes))
@@ -65,7 +87,7 @@ def check_kernels(mesh: Mesh, size: int, dtype: str, num_parts: int) -> list[str
     with gate.recorded_kernels() as kernels, mock.patch.object(platform, "triton_can_run", lambda: True):
         jax.jit(mapped).trace(*args).lower()
     problems = []
-    # That of the maxima is compiled once for a number of devices.
+    # That of the maxima is compiled once for a number of devices, and that of exchanges once for rows of as many bytes.
     if not {"all_reduce_kernel", "all_reduce_residual_norm_kernel"} <= {kernel.name for kernel in kernels}:
         problems.append(f"{num_devices} devices, D {size}: only {[kernel.name for kernel in kernels]}")
     for kernel in kernels:
@@ -80,34 +102,50 @@ def check_kernels(mesh: Mesh, size: int, dtype: str, num_parts: int) -> list[str
     return problems
 
 
-def check_step(mesh: Mesh, bucket: Bucket) -> list[str]:
-    """What is wrong with a step over the devices of a mesh."""
+def check_step(mesh: Mesh, config: ModelConfig, bucket: Bucket, *, split_stream: bool = False) -> list[str]:
+    """What is wrong with a step of a model over the devices of a mesh, with the stream of long steps split or not."""
     num_devices = mesh.devices.size
-    pool = KVPoolSpec(gate.NUM_LAYERS, 3001, 16, gate.MODEL.num_kv_heads, gate.MODEL.head_dim, jnp.dtype("bfloat16"))
-    model = gate.AbstractModel(mesh)
+    layout = WorkspaceLayout.of(config.hidden_size, 2, num_devices)
+    pool = KVPoolSpec(config.num_layers, 3001, 16, config.num_kv_heads, config.head_dim, jnp.dtype("bfloat16"))
+    with mock.patch.object(gate, "MODEL", config):
+        model = gate.AbstractModel(mesh)
     jax.clear_caches()
     experts_gate.clear_dump()
-    with gate.recorded_kernels(), mock.patch.object(platform, "triton_can_run", lambda: True):
+    with (
+        gate.recorded_kernels(),
+        mock.patch.object(platform, "triton_can_run", lambda: True),
+        mock.patch.object(norm, "SPLIT_STREAM_ROWS", layout.max_rows + 1 if split_stream else None),
+    ):
         step: Any = StepCompiler(model, model.weights, mesh, pool, 256, 256).compile(bucket)
     text = step.as_text()
-    layout = WorkspaceLayout.of(gate.MODEL.hidden_size, 2, num_devices)
     table = f"s32[1,{layout.table_columns}]"
     calls = [line for line in text.splitlines() if "triton_kernel_call_ffi" in line and table in line]
     collectives = sorted(re.findall(COLLECTIVE, text))
-    where = f"{num_devices} devices, {bucket}"
+    where = f"{num_devices} devices, {bucket}, {config.qk_norm}"
     print(f"{where}: {len(calls)} calls between devices, collectives {collectives}", flush=True)
     problems = []
-    one_shot = bucket.num_tokens <= layout.max_rows
-    # Two products a layer and the embedding; then the best tokens, or what is sampled from scores that come together.
-    if len(calls) != (2 * gate.NUM_LAYERS + 2 if one_shot else 1):
-        problems.append(f"{where}: {len(calls)} calls between devices")
-    wanted = [] if one_shot else ["all-reduce"] * (2 * gate.NUM_LAYERS + 1)
+    # Two products a layer, the norms of all heads, and the embedding; then the tokens.
+    sums = config.num_layers * (3 if config.qk_norm == "whole" else 2) + 1
+    num_calls, wanted = (sums + 1, []) if bucket.num_tokens <= layout.max_rows else (1, ["all-reduce"] * sums)
+    if split_stream:
+        # All but that of the embedding.
+        wanted = ["all-gather"] * (sums - 1) + ["all-reduce"] + ["reduce-scatter"] * (sums - 1)
     if bucket.sampler is SamplerKind.FULL:
-        wanted = ["all-gather", *wanted]
+        share = bucket.num_seqs // num_devices or 1
+        if share * layout.pieces(config.vocab_size // num_devices * 4) <= layout.max_rows:
+            num_calls += 1
+        else:
+            wanted = ["all-to-all", *wanted]
+    if len(calls) != num_calls:
+        problems.append(f"{where}: {len(calls)} calls between devices, not {num_calls}")
     if collectives != wanted:
         problems.append(f"{where}: collectives of XLA's: {collectives}")
     if not wanted:
         problems += experts_gate.check_graph("run_step", text, where)
+    dump = next(Path(gate.DUMP.name).glob("*run_step*thunk_sequence_after_thunk_passes.txt")).read_text()
+    # Kernels count on arrays that are aligned.
+    if "kDynamicSliceFusion" in dump:
+        problems.append(f"{where}: kernels are given slices where they lie")
     pool_bytes = pool.num_pages * pool.page_bytes // num_devices
     if step.memory_analysis().alias_size_in_bytes < pool_bytes:
         problems.append(f"{where}: the pool is not written in place")
@@ -126,7 +164,10 @@ def main() -> int:
     problems += check_kernels(meshes[4], 8192, "bfloat16", 4)
     buckets = gate.step_buckets()
     for num_devices, num_tokens, decode_only, sampler in STEPS:
-        problems += check_step(meshes[num_devices], buckets[num_tokens, decode_only, sampler])
+        problems += check_step(meshes[num_devices], LLAMA, buckets[num_tokens, decode_only, sampler])
+    problems += check_step(meshes[2], LLAMA, buckets[8192, False, SamplerKind.GREEDY], split_stream=True)
+    for num_tokens, decode_only in ((32, True), (512, False)):
+        problems += check_step(meshes[2], OLMO, buckets[num_tokens, decode_only, SamplerKind.GREEDY])
     return gate.report_problems(problems)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jax.typing import DTypeLike
 
 from jaxserve.layers.parameter import abstract_param
 from jaxserve.sharding import TENSOR_AXIS, constrain, tensor_parallel_size
-from pallas_kernels.all_reduce import Peers, all_reduce, argmax_over_devices
+from pallas_kernels.all_reduce import Peers, all_reduce, all_to_all, argmax_over_devices
 
 
 class VocabTable(nnx.Module):
@@ -102,6 +103,53 @@ class VocabTable(nnx.Module):
 
         chosen: jax.Array = choose(hidden, self.weight[...], peers)
         return chosen
+
+    def drawn_tokens(
+        self,
+        hidden: jax.Array,
+        params: Any,
+        peers: Peers | None,
+        finish: Callable[[jax.Array], jax.Array],
+        draw: Callable[[jax.Array, Any], jax.Array],
+    ) -> jax.Array:
+        """[S, D] to a token of each row [S] int32, drawn from its scores.
+
+        Over several devices each gets the whole scores of its share of the rows, and draws for these.
+
+        Args:
+            hidden: whole on every device.
+            params: a tree of arrays [S, ...], what is to be known of each row to draw for it.
+            peers: how the devices reach each other's memory; None leaves it to XLA.
+            finish: what is made of scores first.
+            draw: scores [R, V] float32 and the params of these rows to tokens [R] int32.
+        """
+        size, num_rows = tensor_parallel_size(self.mesh), hidden.shape[0]
+        if size == 1:
+            return draw(finish(self.logits(hidden)), params)
+        share = -(-num_rows // size)
+
+        def fill_up(rows: jax.Array) -> jax.Array:
+            return jnp.pad(rows, [(0, share * size - num_rows), *((0, 0) for _ in rows.shape[1:])])
+
+        @partial(
+            jax.shard_map,
+            mesh=self.mesh,
+            in_specs=(P(), P(TENSOR_AXIS), P(), P(TENSOR_AXIS)),
+            out_specs=P(),
+            check_vma=False,
+        )
+        def choose(hidden: jax.Array, rows: jax.Array, params: Any, peers: Peers | None) -> jax.Array:
+            scores = all_to_all(fill_up(finish(_scores(hidden, rows))), peers, axis_name=TENSOR_AXIS)
+            rank = jax.lax.axis_index(TENSOR_AXIS)
+            own = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(fill_up(a), rank * share, share), params)
+            tokens = draw(scores[:, : self.vocab_size], own)
+            # Of each row, the device that drew for it has the largest value.
+            owner = jnp.arange(share * size, dtype=jnp.int32) // share
+            mine = (owner == rank).astype(jnp.float32)
+            return argmax_over_devices(mine, jnp.tile(tokens, size), peers, axis_name=TENSOR_AXIS)[:num_rows]
+
+        drawn: jax.Array = choose(hidden, self.weight[...], params, peers)
+        return drawn
 
 
 def _scores(hidden: jax.Array, rows: jax.Array) -> jax.Array:

@@ -13,12 +13,16 @@ from jax.typing import DTypeLike
 from jaxserve.layers.device_sum import PARTS_SPEC, sum_over_devices
 from jaxserve.layers.parameter import abstract_param
 from jaxserve.sharding import TENSOR_AXIS, tensor_parallel_size
-from pallas_kernels.all_reduce import Peers, all_reduce_residual_norm
+from pallas_kernels.all_reduce import Peers, all_reduce, all_reduce_residual_norm
 from pallas_kernels.residual_norm import NormKind as RMSNormKind
 from pallas_kernels.residual_norm import residual_norm
-from pallas_kernels.residual_norm.reference import rms_norm, scale_normed
+from pallas_kernels.residual_norm.reference import rms_norm, scale_normed, sum_parts
 
 NormKind = Literal["rms", "rms_rounded_last", "rms_plus_one", "layer"]
+
+# Rows of a step over several devices from which the residual stream is split by rows, where nothing but a product is
+# added to it; None: never. Not measured yet, so off.
+SPLIT_STREAM_ROWS: int | None = None
 
 
 class RMSNorm(nnx.Module):
@@ -92,7 +96,7 @@ def add_and_norm(
     """Add to the residual stream and normalise it.
 
     Args:
-        x: [T, D] the residual stream, whole on every device.
+        x: [T, D] the residual stream, whole on every device or split by its rows.
         delta: what is added to it: [T, D], whole on every device, or [parts, T, D] as `multiply_split` leaves them.
             None adds nothing.
         norm: None leaves the sum as it is.
@@ -100,7 +104,7 @@ def add_and_norm(
         peers: how they reach each other's memory; None leaves sums over them to XLA.
 
     Returns:
-        The sum, and its norm.
+        The sum, split by its rows from SPLIT_STREAM_ROWS on, and its norm, whole on every device.
     """
     if delta is None:
         return x, x if norm is None else norm(x)
@@ -109,6 +113,13 @@ def add_and_norm(
         return x, x if norm is None else norm(x)
     summed: tuple[jax.Array, jax.Array]
     weight, whole = norm.weight[...], P()
+    if delta.ndim == 3 and _splits_stream(x.shape[0], mesh):
+        rows = P(TENSOR_AXIS)
+        by_rows = partial(_add_and_norm_by_rows, eps=norm.eps, kind=norm.kind)
+        summed = jax.shard_map(
+            by_rows, mesh=mesh, in_specs=(rows, PARTS_SPEC, whole), out_specs=(rows, whole), check_vma=False
+        )(x, delta, weight)
+        return summed
     if delta.ndim == 3 and tensor_parallel_size(mesh) > 1:
         reduced = partial(all_reduce_residual_norm, axis_name=TENSOR_AXIS, eps=norm.eps, kind=norm.kind)
         specs = (whole, PARTS_SPEC, whole, P(TENSOR_AXIS))
@@ -123,8 +134,26 @@ def add_and_norm(
     return summed
 
 
+def _splits_stream(num_rows: int, mesh: Mesh) -> bool:
+    size = tensor_parallel_size(mesh)
+    return SPLIT_STREAM_ROWS is not None and size > 1 and num_rows >= SPLIT_STREAM_ROWS and num_rows % size == 0
+
+
+def _add_and_norm_by_rows(
+    x: jax.Array, parts: jax.Array, weight: jax.Array, *, eps: float, kind: RMSNormKind
+) -> tuple[jax.Array, jax.Array]:
+    """On each device: its rows of the stream, and the norm of all of them (sequence parallelism, Korthikanti et al.
+    2022). As many bytes cross as in a sum on every device, which is made of the same two halves; but adding and
+    normalising stand between them, on a share of the rows."""
+    own = jax.lax.psum_scatter(sum_parts(parts, x.dtype), TENSOR_AXIS, scatter_dimension=0, tiled=True)
+    x, normed = residual_norm(x, own, weight, eps=eps, kind=kind)
+    return x, jax.lax.all_gather(normed, TENSOR_AXIS, axis=0, tiled=True)
+
+
 class WholeNorm(nnx.Module):
     """Root mean square normalisation over all heads of a token together, split over the devices by kv head.
+
+    Queries' and keys' are applied together, by `norm_over_heads`.
 
     Args:
         shape: [K, G, H] or [K, H], as queries or keys lie.
@@ -153,9 +182,49 @@ class WholeNorm(nnx.Module):
         self.eps = eps
         self.kind = kind
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[T, *shape] to the same, in the dtype of `x`."""
-        x32 = x.astype(jnp.float32)
-        axes = tuple(range(1, x.ndim))
-        mean_square = jnp.sum(jnp.square(x32), axis=axes, keepdims=True) / self.count
-        return scale_normed(x32 * jax.lax.rsqrt(mean_square + self.eps), self.weight[...], self.kind, x.dtype)
+    def scale(self, x: jax.Array, weight: jax.Array, sum_of_squares: jax.Array) -> jax.Array:
+        """Some heads of `x` [T, ...], with their weight, by the sum [T] over all heads; in the dtype of `x`."""
+        mean_square = sum_of_squares.reshape(-1, *(1,) * (x.ndim - 1)) / self.count
+        normed = x.astype(jnp.float32) * jax.lax.rsqrt(mean_square + self.eps)
+        return scale_normed(normed, weight, self.kind, x.dtype)
+
+
+def norm_over_heads(
+    q: jax.Array, k: jax.Array, q_norm: WholeNorm, k_norm: WholeNorm, mesh: Mesh, peers: Peers | None
+) -> tuple[jax.Array, jax.Array]:
+    """Normalise queries [T, K, G, H] and keys [T, K, H], each over all heads of a token.
+
+    What crosses the devices are two numbers a token, the sums of squares of both, in one message: two messages that
+    nothing puts in order could not go by the same workspace.
+
+    Args:
+        q: queries.
+        k: keys.
+        q_norm: of queries.
+        k_norm: of keys.
+        mesh: the devices.
+        peers: how they reach each other's memory; None leaves the sum to XLA.
+
+    Returns:
+        Both, normalised, in their dtypes.
+    """
+
+    def local(
+        q: jax.Array, k: jax.Array, q_weight: jax.Array, k_weight: jax.Array, peers: Peers | None
+    ) -> tuple[jax.Array, jax.Array]:
+        own = [jnp.sum(jnp.square(x.astype(jnp.float32)), axis=tuple(range(1, x.ndim))) for x in (q, k)]
+        sums = jnp.stack(own, axis=-1)
+        if tensor_parallel_size(mesh) > 1:
+            sums = all_reduce(sums[None], peers, axis_name=TENSOR_AXIS)
+        return q_norm.scale(q, q_weight, sums[:, 0]), k_norm.scale(k, k_weight, sums[:, 1])
+
+    if tensor_parallel_size(mesh) > 1:
+        heads, weights = P(None, TENSOR_AXIS), P(TENSOR_AXIS)
+        local = jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(heads, heads, weights, weights, weights),
+            out_specs=(heads, heads),
+            check_vma=False,
+        )
+    return local(q, k, q_norm.weight[...], k_norm.weight[...], peers)

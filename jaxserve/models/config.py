@@ -151,7 +151,8 @@ class ModelConfig:
         for columns in sorted(inner):
             if columns % size:
                 raise ConfigError(
-                    f"tensor_parallel_size {size} does not divide the model's {columns} feed-forward columns"
+                    f"tensor_parallel_size {size} does not divide the model's {columns} feed-forward columns; "
+                    "take one that does"
                 )
         return layout
 

@@ -1,5 +1,6 @@
 """The decoder that every family is a variant of: one module, whose switches are in ModelConfig."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -8,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from jaxserve.layers.attention import AttentionMetadata, attend
@@ -17,12 +17,12 @@ from jaxserve.layers.embedding import PositionTable, VocabTable
 from jaxserve.layers.linear import OutputProjection, QKVProjection
 from jaxserve.layers.mlp import GatedMLP, PlainMLP
 from jaxserve.layers.moe import RoutedExperts
-from jaxserve.layers.norm import LayerNorm, RMSNorm, WholeNorm, add_and_norm, make_norm
+from jaxserve.layers.norm import LayerNorm, RMSNorm, WholeNorm, add_and_norm, make_norm, norm_over_heads
 from jaxserve.layers.parameter import abstract_param
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.head_layout import HeadLayout
-from jaxserve.sharding import TENSOR_AXIS, constrain, tensor_parallel_size
-from pallas_kernels.all_reduce import Peers, WorkspaceLayout, argmax_over_devices, why_no_peers
+from jaxserve.sharding import constrain, tensor_parallel_size
+from pallas_kernels.all_reduce import Peers, WorkspaceLayout, why_no_peers
 
 
 @jax.tree_util.register_dataclass
@@ -68,12 +68,19 @@ class SelfAttention(nnx.Module):
         self.mesh = mesh
 
     def __call__(
-        self, x: jax.Array, positions: TokenPositions, metadata: AttentionMetadata, kv_pages: jax.Array
+        self,
+        x: jax.Array,
+        positions: TokenPositions,
+        metadata: AttentionMetadata,
+        kv_pages: jax.Array,
+        peers: Peers | None,
     ) -> tuple[jax.Array, jax.Array]:
         """[T, D] and one layer's pages to [parts, T, D] as `multiply_split` leaves them, and the pages with the step's
         tokens in them."""
         q, k, v = self.qkv_proj(x)
-        if self.q_norm is not None and self.k_norm is not None:
+        if isinstance(self.q_norm, WholeNorm) and isinstance(self.k_norm, WholeNorm):
+            q, k = norm_over_heads(q, k, self.q_norm, self.k_norm, self.mesh, peers)
+        elif isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
             q, k = self.q_norm(q), self.k_norm(k)
         if positions.query_scales is not None:
             q = q * positions.query_scales[:, None, None, None].astype(q.dtype)
@@ -147,7 +154,7 @@ class DecoderLayer(nnx.Module):
             The residual stream, what is to be added to it, and the pages with the step's tokens in them.
         """
         x, normed = add_and_norm(x, delta, self.attention_norm, self.mesh, peers)
-        attended, kv_pages = self.self_attn(normed, positions, metadata, kv_pages)
+        attended, kv_pages = self.self_attn(normed, positions, metadata, kv_pages, peers)
         attended = self._finished(attended, self.attention_post_norm, peers)
         if self.parallel:
             out = self.mlp.in_parts(normed if self.mlp_norm is None else self.mlp_norm(x))
@@ -288,25 +295,17 @@ class Decoder(nnx.Module):
         return self._finish_logits(self._head.logits(hidden))
 
     def greedy_tokens(self, hidden: jax.Array) -> jax.Array:
-        """Hidden states [S, D] to the most probable tokens [S] int32, the lower id of equal ones; -1 where
-        `confirmed_tokens` says it."""
+        """Hidden states [S, D] to the most probable tokens [S] int32, the lower id of equal ones.
+
+        Where devices write into each other's memory, -1 if one waited in vain for another in this step; elsewhere such
+        a step does not end.
+        """
         return self._head.best_tokens(hidden, self._peers(), self._finish_logits)
 
-    def confirmed_tokens(self, tokens: jax.Array) -> jax.Array:
-        """[S] int32, the same on all devices, as they are; -1 if a device waited in vain for another in this step.
-
-        Only where devices write into each other's memory: elsewhere such a step does not end.
-        """
-        if (peers := self._peers()) is None:
-            return tokens
-
-        def exchange(tokens: jax.Array, peers: Peers) -> jax.Array:
-            return argmax_over_devices(jnp.zeros(tokens.shape, jnp.float32), tokens, peers, axis_name=TENSOR_AXIS)
-
-        confirmed: jax.Array = jax.shard_map(
-            exchange, mesh=self.mesh, in_specs=(P(), P(TENSOR_AXIS)), out_specs=P(), check_vma=False
-        )(tokens, peers)
-        return confirmed
+    def sampled_tokens(self, hidden: jax.Array, params: Any, draw: Callable[[jax.Array, Any], jax.Array]) -> jax.Array:
+        """Hidden states [S, D] to tokens [S] int32 that `draw` makes of scores [R, V] float32 and the params of these
+        rows, R of the S or all at once; -1 as in `greedy_tokens`."""
+        return self._head.drawn_tokens(hidden, params, self._peers(), self._finish_logits, draw)
 
     @property
     def _head(self) -> VocabTable:

@@ -39,7 +39,8 @@ class HeadLayout:
             )
         if kv_heads % devices and devices % kv_heads:
             raise ConfigError(
-                f"tensor_parallel_size {devices} and the model's {kv_heads} kv heads do not divide each other"
+                f"tensor_parallel_size {devices} and the model's {kv_heads} kv heads do not divide each other; take "
+                "one that does"
             )
         return cls(query_heads, kv_heads, max(1, devices // kv_heads))
 

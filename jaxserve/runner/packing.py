@@ -16,6 +16,8 @@ from jaxserve.request import MAX_STOP_TOKEN_IDS
 from jaxserve.runner.buckets import Bucket, SamplerKind
 
 _FLOAT_FIELDS = frozenset({"temperature", "top_p", "min_p"})
+# What the full sampler is to know of each sequence.
+SAMPLER_FIELDS = ("temperature", "top_p", "min_p", "top_k", "seed_high", "seed_low", "suppress", "suppressed_ids")
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,5 @@ def packed_layout(bucket: Bucket) -> PackedLayout:
         ("page_ids", (u,)),
     ]
     if bucket.sampler is SamplerKind.FULL:
-        fields += [
-            (name, (s,)) for name in ("temperature", "top_p", "min_p", "top_k", "seed_high", "seed_low", "suppress")
-        ]
-        fields.append(("suppressed_ids", (s, MAX_STOP_TOKEN_IDS)))
+        fields += [(name, (s, MAX_STOP_TOKEN_IDS) if name == "suppressed_ids" else (s,)) for name in SAMPLER_FIELDS]
     return PackedLayout(tuple(fields))

@@ -1,5 +1,6 @@
 """The step: what one call of the device computes, from packed input to sampled tokens."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxserve.layers.attention import AttentionMetadata
 from jaxserve.runner.buckets import Bucket, SamplerKind
-from jaxserve.runner.packing import packed_layout
+from jaxserve.runner.packing import SAMPLER_FIELDS, packed_layout
 from jaxserve.runner.sampler import sample
 
 Weights = tuple[jax.Array, ...]
@@ -36,11 +37,11 @@ class CausalLM(Protocol):
         self, token_ids: jax.Array, metadata: AttentionMetadata, kv_pages: KVPages
     ) -> tuple[jax.Array, KVPages]: ...
 
-    def compute_logits(self, hidden: jax.Array) -> jax.Array: ...
-
     def greedy_tokens(self, hidden: jax.Array) -> jax.Array: ...
 
-    def confirmed_tokens(self, tokens: jax.Array) -> jax.Array: ...
+    def sampled_tokens(
+        self, hidden: jax.Array, params: Any, draw: Callable[[jax.Array, Any], jax.Array]
+    ) -> jax.Array: ...
 
 
 class MergesWeights(Protocol):
@@ -113,7 +114,8 @@ def run_step(
     if not bucket.decode_only:
         hidden = hidden[jnp.maximum(fields["query_start_loc"][1:] - 1, 0)]
     if bucket.sampler is SamplerKind.FULL:
-        sampled = module.confirmed_tokens(sample(module.compute_logits(hidden), fields["seq_lens"], fields))
+        params = fields["seq_lens"], {name: fields[name] for name in SAMPLER_FIELDS}
+        sampled = module.sampled_tokens(hidden, params, lambda logits, params: sample(logits, *params))
     else:
         sampled = module.greedy_tokens(hidden)
     # A chunk that does not reach its prompt's end leaves a token nobody reads, until the last chunk writes over it.

@@ -9,10 +9,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from pallas_kernels.all_reduce.reference import all_reduce_reference, argmax_over_devices_reference
+from pallas_kernels.all_reduce.reference import (
+    all_reduce_reference,
+    all_to_all_reference,
+    argmax_over_devices_reference,
+)
 from pallas_kernels.all_reduce.workspace import Peers
 from pallas_kernels.platform import Implementation, pick_implementation
 from pallas_kernels.residual_norm import NormKind, residual_norm
+
+_KERNEL_DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 
 
 def all_reduce(
@@ -140,6 +146,41 @@ def argmax_over_devices(
     return argmax_over_devices_triton(values, ids, peers)
 
 
+def all_to_all(
+    values: jax.Array, peers: Peers | None, *, axis_name: str, implementation: Implementation | None = None
+) -> jax.Array:
+    """From columns to rows: each device gives its columns of all rows, and gets all columns of its share of the rows.
+
+    Args:
+        values: [N * R, D] of this device, one of N: D columns of every row. float32, bfloat16 or float16.
+        peers: as in `all_reduce`.
+        axis_name: the mesh axis.
+        implementation: as in `all_reduce`. Kernels take as many rows as fit an inbox, where a long row takes the room
+            of several.
+
+    Returns:
+        [R, N * D]: rows R * rank and on, the columns in the order of ranks.
+
+    Raises:
+        ValueError: shapes or dtypes contradict what is said here, or the implementation is unknown or cannot take them.
+    """
+    num_devices = jax.lax.axis_size(axis_name)
+    if values.ndim != 2 or values.shape[0] % num_devices or values.dtype not in _KERNEL_DTYPES:
+        raise ValueError(
+            f"values must be [N * R, D] over {num_devices} devices, of 16 or 32 bit floats; got "
+            f"{values.dtype}{values.shape}"
+        )
+    rows, row_bytes = values.shape[0] // num_devices, values.shape[1] * values.dtype.itemsize
+    takes_triton = peers is not None and rows * peers.layout.pieces(row_bytes) <= peers.layout.max_rows
+    if _checked_pick(implementation, takes_triton=takes_triton) == "reference":
+        return all_to_all_reference(values, axis_name)
+    # As above.
+    from pallas_kernels.all_reduce.triton import all_to_all_triton
+
+    assert peers is not None
+    return all_to_all_triton(values, peers)
+
+
 def _check_parts(parts: jax.Array, dtype: jnp.dtype) -> None:
     if parts.ndim != 3 or parts.shape[0] < 1:
         raise ValueError(f"parts must be [parts, T, D]; got {parts.shape}")
@@ -150,11 +191,7 @@ def _check_parts(parts: jax.Array, dtype: jnp.dtype) -> None:
 def _pick(
     asked: Implementation | None, peers: Peers | None, num_rows: int, size: int, dtype: jnp.dtype
 ) -> Implementation:
-    takes_triton = (
-        peers is not None
-        and dtype in (jnp.bfloat16, jnp.float16, jnp.float32)
-        and peers.layout.takes(num_rows, size * dtype.itemsize)
-    )
+    takes_triton = peers is not None and dtype in _KERNEL_DTYPES and peers.layout.takes(num_rows, size * dtype.itemsize)
     return _checked_pick(asked, takes_triton=takes_triton)
 
 

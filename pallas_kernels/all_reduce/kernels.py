@@ -359,6 +359,68 @@ def all_reduce_residual_norm_kernel(
 
 
 @triton.jit
+def all_to_all_kernel(
+    values,
+    table,
+    out,
+    ROWS: tl.constexpr,
+    D: tl.constexpr,
+    PIECES: tl.constexpr,
+    LINES: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    N: tl.constexpr,
+    COUNTERS: tl.constexpr,
+    INBOX: tl.constexpr,
+    MAX_ROWS: tl.constexpr,
+    ROW_LINES: tl.constexpr,
+    POLLS: tl.constexpr,
+):
+    """A piece of a row of out [ROWS, N * D] from each device's values [N * ROWS, D]. Grid (ROWS, PIECES).
+
+    A piece is what an inbox has room for as one row: CHUNKS times LINES lines, of which ROW_LINES are used. Waits that
+    were given up leave values of no meaning.
+    """
+    dtype: tl.constexpr = out.dtype.element_ty
+    V: tl.constexpr = 64 // dtype.primitive_bitwidth
+    row = tl.program_id(0).to(tl.int64)
+    place = row * PIECES + tl.program_id(1)
+    first = tl.program_id(1) * ROW_LINES * V
+    rank = tl.load(table + 2 * N)
+    base = workspace_address(table, 0)
+    error = error_word(table, N).to(tl.int64)
+    counter, epoch, polls = begin_row(table, place, N, COUNTERS, POLLS)
+    inbox = (epoch & 1).to(tl.int64) * (N - 1)
+    for offset in tl.static_range(1, N):
+        # As in send_to_all, but other values for each device: its share of the rows.
+        theirs = values + (((rank + offset) % N) * ROWS + row) * D
+        slot = inbox + (N - offset - 1)
+        start = workspace_address(table, offset) + INBOX + (slot * MAX_ROWS + place) * (ROW_LINES * 16)
+        for chunk in tl.static_range(CHUNKS):
+            line = chunk * LINES + tl.arange(0, LINES)
+            d = first + line[:, None] * V + tl.arange(0, V)[None, :]
+            words = words_of(tl.load(theirs + d, mask=d < D, other=0.0), dtype)
+            live = ((line < ROW_LINES) & (first + line * V < D)).to(tl.int32)
+            send_lines(start + line * 16, words, epoch, live)
+    for r in tl.static_range(N):
+        for chunk in tl.static_range(CHUNKS):
+            line = chunk * LINES + tl.arange(0, LINES)
+            d = first + line[:, None] * V + tl.arange(0, V)[None, :]
+            inside = (line < ROW_LINES)[:, None] & (d < D)
+            live = ((line < ROW_LINES) & (first + line * V < D)).to(tl.int32)
+            if r == rank:
+                received = tl.load(values + (rank * ROWS + row) * D + d, mask=inside, other=0.0).to(tl.float32)
+            else:
+                slot = inbox + ((r - rank + N) % N - 1)
+                start = base + INBOX + (slot * MAX_ROWS + place) * (ROW_LINES * 16)
+                received = values_of(receive_lines(start + line * 16, epoch, live, polls, error, TOGETHER), dtype)
+            tl.store(out + row * (N * D) + r * D + d, received.to(dtype), mask=inside)
+    # All threads have read the counter.
+    tl.debug_barrier()
+    tl.store(counter, epoch)
+
+
+@triton.jit
 def argmax_kernel(
     values,
     ids,

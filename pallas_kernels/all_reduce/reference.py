@@ -20,3 +20,9 @@ def argmax_over_devices_reference(values: jax.Array, ids: jax.Array, axis_name: 
     winner = jnp.argmax(all_values, axis=0)
     chosen: jax.Array = jnp.take_along_axis(all_ids, winner[None], axis=0)[0]
     return chosen
+
+
+def all_to_all_reference(values: jax.Array, axis_name: str) -> jax.Array:
+    """See `all_to_all`."""
+    shares: jax.Array = jax.lax.all_to_all(values, axis_name, split_axis=0, concat_axis=1, tiled=True)
+    return shares

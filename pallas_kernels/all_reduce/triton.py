@@ -113,3 +113,29 @@ def argmax_over_devices_triton(
         POLLS=polls,
     )
     return chosen
+
+
+def all_to_all_triton(values: jax.Array, peers: Peers, *, polls: int = POLLS) -> jax.Array:
+    """See `all_to_all`. `polls` bounds the waits, for tests."""
+    layout = peers.layout
+    rows, size = values.shape[0] // layout.num_devices, values.shape[1]
+    # Whole lines of an inbox's row are a piece.
+    piece_bytes = layout.row_bytes // LINE_DATA_BYTES * LINE_DATA_BYTES
+    pieces = layout.pieces(size * values.dtype.itemsize)
+    settings = row_settings((1, rows, piece_bytes // values.dtype.itemsize), values.dtype.itemsize, layout, polls)
+    for name in ("D", "PARTS", "STRIDE"):
+        del settings[name]
+    shares: jax.Array = _call(
+        values,
+        peers.table,
+        kernel=kernels.all_to_all_kernel,
+        out_type=jax.ShapeDtypeStruct((rows, layout.num_devices * size), values.dtype),
+        grid=(rows, pieces),
+        name="all_to_all",
+        num_warps=row_config(piece_bytes).num_warps,
+        ROWS=rows,
+        D=size,
+        PIECES=pieces,
+        **settings,
+    )
+    return shares

@@ -92,6 +92,10 @@ class WorkspaceLayout:
         """Whether rows can be summed in it."""
         return num_rows <= self.max_rows and row_bytes <= self.row_bytes and row_bytes % LINE_DATA_BYTES == 0
 
+    def pieces(self, row_bytes: int) -> int:
+        """Rows of an inbox that a row of an exchange takes, which may be longer than they are."""
+        return -(-row_bytes // (self.row_bytes // LINE_DATA_BYTES * LINE_DATA_BYTES))
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)

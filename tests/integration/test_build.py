@@ -44,7 +44,6 @@ def loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"num_pages": 1}, "KV pool of 0 pages"),
         ({"max_num_seqs": 8, "max_num_batched_tokens": 4}, r"max_num_batched_tokens \(4\) must be at least"),
         ({"tensor_parallel_size": 8}, r"tensor_parallel_size is 8, but there are 4 devices of kind cpu"),
-        ({"tensor_parallel_size": 3}, "tensor_parallel_size 3 and the model's 2 kv heads do not divide each other"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -79,9 +78,27 @@ def test_other_errors_of_the_device_are_not_taken_for_a_lack_of_memory(monkeypat
         build_core(config())
 
 
-def test_devices_that_do_not_divide_the_heads_are_refused() -> None:
-    with pytest.raises(ConfigError, match="tensor_parallel_size 3 and the model's 2 kv heads do not divide each other"):
-        build_core(config(tensor_parallel_size=3))
+@pytest.mark.parametrize(
+    ("changes", "devices", "message"),
+    [
+        ({}, 3, r"tensor_parallel_size 3 and the model's 2 kv heads do not divide each other; take one that does"),
+        (
+            {"intermediate_size": 66},
+            4,
+            "tensor_parallel_size 4 does not divide the model's 66 feed-forward columns; take",
+        ),
+        ({"num_attention_heads": 2}, 4, "tensor_parallel_size 4 is more than the model's 2 query heads; lower it"),
+    ],
+    ids=["kv-heads", "feed-forward", "query-heads"],
+)
+@pytest.mark.usefixtures("loads_nothing")
+def test_devices_over_which_the_model_cannot_be_divided_are_refused_before_loading(
+    changes: dict[str, int], devices: int, message: str, tmp_path: Path
+) -> None:
+    content = json.loads((DATA / "gqa" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(content | changes))
+    with pytest.raises(ConfigError, match=message):
+        build_core(config(model=str(tmp_path), tensor_parallel_size=devices))
 
 
 @pytest.mark.usefixtures("loads_nothing")

@@ -31,9 +31,20 @@ def test_alone_and_beside_others_and_through_preemption(llm: LLM, alone: list[li
     assert generate_checked(llm, PROMPTS[::-1], PARAMS[::-1]) == alone[::-1]
 
 
-def test_on_another_number_of_devices(alone: list[list[int]], compilation_cache_dir: Path) -> None:
-    llm = recorded_llm("gqa", compilation_cache_dir, num_pages=80, tensor_parallel_size=2)
-    assert generate_checked(llm, PROMPTS, PARAMS) == alone
+@pytest.mark.parametrize("devices", [2, 4])
+def test_on_another_number_of_devices(
+    devices: int, llm: LLM, alone: list[list[int]], compilation_cache_dir: Path
+) -> None:
+    """Each device draws for some of the rows. With every restriction, a greedy row, and stop tokens held back."""
+    several = recorded_llm("gqa", compilation_cache_dir, num_pages=80, tensor_parallel_size=devices)
+    assert generate_checked(several, PROMPTS, PARAMS) == alone
+    others = [
+        PARAMS[0].replace(top_k=7, min_p=0.02),
+        PARAMS[1].replace(temperature=0.0),
+        PARAMS[2].replace(top_p=1.0),
+        PARAMS[3].replace(stop_token_ids=alone[3][5:9], min_tokens=12),
+    ]
+    assert generate_checked(several, PROMPTS, others) == generate_checked(llm, PROMPTS, others)
 
 
 def test_beside_greedy_requests_that_stay_greedy(llm: LLM, alone: list[list[int]]) -> None:

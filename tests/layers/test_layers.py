@@ -77,6 +77,38 @@ def test_choosing_the_best_token_moves_no_scores() -> None:
     assert moved and all(re.fullmatch(r"[fs]32\[(4,3|12|4,1,3)\]\S*", shape) for shape in moved), moved
 
 
+@pytest.mark.parametrize("num_rows", [1, 3, 4])
+@pytest.mark.parametrize("tensor_parallel_size", [1, 2, 4])
+def test_each_row_is_drawn_from_its_whole_scores_with_its_own_params(tensor_parallel_size: int, num_rows: int) -> None:
+    """Rows that the devices do not divide; padding of the vocabulary holds large values."""
+    table, rows = _table(tensor_parallel_size)
+    rng = np.random.default_rng(num_rows)
+    hidden = rng.normal(size=(num_rows, HIDDEN)).astype(np.float32)
+    params = {"sign": np.where(rng.random(num_rows) < 0.5, -1.0, 1.0), "banned": rng.integers(0, VOCAB, (num_rows, 5))}
+
+    def draw(scores: jax.Array, params: dict[str, jax.Array]) -> jax.Array:
+        assert scores.shape[1] == VOCAB
+        signed = scores * params["sign"][:, None]
+        return signed.at[jnp.arange(len(scores))[:, None], params["banned"]].set(-jnp.inf).argmax(-1).astype(jnp.int32)
+
+    drawn = jax.jit(lambda h, p: table.drawn_tokens(h, p, None, lambda scores: scores / 2, draw))(hidden, params)
+    assert drawn.dtype == jnp.int32 and drawn.sharding.is_fully_replicated
+    expected = hidden @ rows.T * params["sign"][:, None]
+    expected[np.arange(num_rows)[:, None], params["banned"]] = -np.inf
+    np.testing.assert_array_equal(drawn, expected.argmax(-1))
+
+
+def test_drawing_moves_each_device_s_share_of_the_scores_only() -> None:
+    table, _ = _table(2)
+    draw = jax.jit(lambda h: table.drawn_tokens(h, (), None, lambda scores: scores, lambda s, _: s.argmax(-1)))
+    text = draw.lower(jnp.zeros((6, HIDDEN), jnp.float32)).compile().as_text()
+    # Of 6 rows and 7 columns on each of 2 devices, 3 rows of either device's columns change places.
+    (exchanged,) = re.findall(r"= (.*?) all-to-all(?:-start)?\(", text)
+    assert set(re.findall(r"\w\d+\[[\d,]*\]", exchanged)) == {"f32[3,7]"}, exchanged
+    gathered = re.findall(r"= (.*?) all-gather(?:-start)?\(", text)
+    assert gathered and not any("7" in shape or "14" in shape for shape in gathered), gathered
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("tensor_parallel_size", [1, 2, 4])
 def test_parts_of_split_products_sum_to_the_product(tensor_parallel_size: int, bias: bool) -> None:

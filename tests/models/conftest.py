@@ -30,17 +30,17 @@ def data_dir() -> Path:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _logits(
+def _hidden_and_logits(
     graphdef: nnx.GraphDef[Any],
     treedef: jax.tree_util.PyTreeDef,
     weights: tuple[jax.Array, ...],
     token_ids: jax.Array,
     metadata: AttentionMetadata,
     kv_pages: tuple[jax.Array, ...],
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     model = nnx.merge(graphdef, jax.tree.unflatten(treedef, weights))
     hidden, _ = model(token_ids, metadata, kv_pages)
-    return model.compute_logits(hidden)
+    return hidden, model.compute_logits(hidden)
 
 
 def _metadata(lengths: Sequence[int]) -> AttentionMetadata:
@@ -64,20 +64,35 @@ def _metadata(lengths: Sequence[int]) -> AttentionMetadata:
     )
 
 
+def _run(model: LoadedModel, prompts: Sequence[Sequence[int]]) -> tuple[jax.Array, jax.Array]:
+    """Hidden states and scores of up to four prompts, computed in one pass over a paged pool; padding at the end."""
+    lengths = [len(p) for p in prompts]
+    token_ids = np.zeros(MAX_TOKENS, np.int32)
+    token_ids[: sum(lengths)] = np.concatenate(prompts)
+    shape = (1 + MAX_SEQS * MAX_PAGES, 2, PAGE_SIZE, model.num_kv_heads, model.config.head_dim)
+    sharding = jax.sharding.NamedSharding(model.mesh, KV_PAGES_SPEC)
+    pages = tuple(jnp.zeros(shape, model.dtype, device=sharding) for _ in range(model.config.num_layers))
+    args = jnp.asarray(token_ids), _metadata(lengths), pages
+    return _hidden_and_logits(model.graphdef, model.treedef, model.weights, *args)
+
+
 @pytest.fixture(scope="session")
 def forward() -> Forward:
-    """Scores [sum of lengths, V] after every token of up to four prompts, computed in one pass over a paged pool."""
+    """Scores [sum of lengths, V] after every token of up to four prompts."""
 
     def run(model: LoadedModel, prompts: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
-        lengths = [len(p) for p in prompts]
-        token_ids = np.zeros(MAX_TOKENS, np.int32)
-        token_ids[: sum(lengths)] = np.concatenate(prompts)
-        shape = (1 + MAX_SEQS * MAX_PAGES, 2, PAGE_SIZE, model.num_kv_heads, model.config.head_dim)
-        sharding = jax.sharding.NamedSharding(model.mesh, KV_PAGES_SPEC)
-        pages = tuple(jnp.zeros(shape, model.dtype, device=sharding) for _ in range(model.config.num_layers))
-        logits = _logits(
-            model.graphdef, model.treedef, model.weights, jnp.asarray(token_ids), _metadata(lengths), pages
-        )
-        return np.asarray(logits)[: sum(lengths)]
+        return np.asarray(_run(model, prompts)[1])[: sum(map(len, prompts))]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def hidden_on_each_device() -> Callable[[LoadedModel, Sequence[Sequence[int]]], list[np.ndarray]]:
+    """The normalised hidden states [sum of lengths, D] that each device has."""
+
+    def run(model: LoadedModel, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        hidden, _ = _run(model, prompts)
+        assert hidden.sharding.is_fully_replicated
+        return [np.asarray(shard.data)[: sum(map(len, prompts))] for shard in hidden.addressable_shards]
 
     return run

@@ -21,6 +21,8 @@ import pallas_kernels.all_reduce.triton as launching
 from pallas_kernels.all_reduce import Peers, WorkspaceLayout, kernels
 from pallas_kernels.all_reduce.workspace import first_table
 
+OF_EACH_RANK = {"parts", "values", "ids", "columns"}
+
 
 @triton.jit
 def send_lines(address, word, epoch, live):
@@ -66,12 +68,13 @@ class Ranks:
 def run(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, ...]:
     """Three calls of `operation` on each rank, of the given rows; then the error words.
 
-    The second call has half of the rows, so that rows are at different epochs. With `late`, the last rank makes it
+    The second call has half of the rows, or of the columns where they are exchanged, so that rows are at different
+    epochs. With `late`, the last rank makes it
     after the others, which gave it up. Results: those of the last call of rank 0, then of rank 1, and so on; then the
     error words.
     """
     kernels.send_lines, kernels.receive_lines = send_lines, receive_lines
-    num_ranks = arrays["parts"].shape[0] if "parts" in arrays else arrays["values"].shape[0]
+    (num_ranks,) = {arrays[name].shape[0] for name in OF_EACH_RANK & arrays.keys()}
     layout = WorkspaceLayout(num_ranks, options.pop("row_bytes"), options.pop("max_rows"), max_exchange_rows=16)
     late = options.pop("late", False)
     ranks = Ranks(layout)
@@ -79,14 +82,17 @@ def run(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, ...]:
         rows = slice(None, None, 2) if turn == 1 else slice(None)
 
         def operation(rank: int, peers: Peers, turn: int = turn, rows: slice = rows) -> list[jax.Array]:
-            own = {name: jnp.asarray(a[rank]) for name, a in arrays.items() if name in ("parts", "values", "ids")}
+            own = {name: jnp.asarray(a[rank]) for name, a in arrays.items() if name in OF_EACH_RANK}
             if "values" in arrays:
                 chosen = launching.argmax_over_devices_triton(
                     own["values"][rows], own["ids"][rows], peers, polls=1, block=8
                 )
                 return [chosen]
             # Other values in each call: what is left of an earlier one must not be taken for this one's.
-            parts = own["parts"][:, rows] * (turn - 1 if turn != 1 else 7)
+            factor = turn - 1 if turn != 1 else 7
+            if "columns" in arrays:
+                return [launching.all_to_all_triton(own["columns"][:, rows] * factor, peers, polls=1)]
+            parts = own["parts"][:, rows] * factor
             if "x" not in arrays:
                 return [launching.all_reduce_triton(parts, jnp.float32, peers, polls=1)]
             x, weight = jnp.asarray(arrays["x"])[rows], jnp.asarray(arrays["weight"])

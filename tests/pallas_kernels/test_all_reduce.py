@@ -19,10 +19,12 @@ from pallas_kernels.all_reduce import (
     WorkspaceLayout,
     all_reduce,
     all_reduce_residual_norm,
+    all_to_all,
     api,
     argmax_over_devices,
     why_no_peers,
 )
+from pallas_kernels.all_reduce import triton as launching
 from pallas_kernels.all_reduce.arg_specs import HIDDEN_SIZES
 from pallas_kernels.all_reduce.config import LINE_DATA_BYTES, MAX_ONE_SHOT_ROWS, one_shot_rows, row_config
 from pallas_kernels.all_reduce.workspace import first_table
@@ -66,6 +68,25 @@ def choices(ranks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     values[:, 10] = -0.25
     ids = (100 * np.arange(ranks)[:, None] + rng.integers(0, 100, (ranks, 11))).astype(np.int32)
     return values, ids, np.take_along_axis(ids, values.argmax(0)[None], 0)[0]
+
+
+def columns(ranks: int, rows: int, size: int) -> np.ndarray:
+    """[ranks, ranks * rows, size]: some columns of all rows, on each rank."""
+    values = np.random.default_rng(size).standard_normal((ranks, ranks * rows, size)).astype(np.float32)
+    values[:, 0, 1] = -np.inf
+    return values
+
+
+def shares_of_rows(columns: np.ndarray) -> np.ndarray:
+    """[ranks, rows, ranks * size]: all columns of some rows."""
+    return np.concatenate(list(columns), axis=1).reshape(len(columns), -1, len(columns) * columns.shape[2])
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_reference_gives_each_device_all_columns_of_its_rows(ranks: int) -> None:
+    values = columns(ranks, 3, 5)
+    exchange = over_devices(lambda v: all_to_all(v[0], None, axis_name="tensor"), mesh_of(ranks), P("tensor"))
+    np.testing.assert_array_equal(np.asarray(exchange(values)), np.concatenate(list(shares_of_rows(values))))
 
 
 @pytest.mark.parametrize("num_parts", [1, 3])
@@ -119,9 +140,15 @@ def kernel_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[n
         cases[f"argmax {ranks} late"] = KernelCase({"values": values, "ids": ids}, {**exchange, "late": True})
         parts = arguments(ranks, 64, 3)["parts"]
         cases[f"sum {ranks}"] = KernelCase({"parts": parts}, dict(exchange))
+        # A line holds both values of such a row.
+        cases[f"pair {ranks}"] = KernelCase({"parts": arguments(ranks, 2)["parts"]}, dict(exchange))
+        # 100 lines are a piece, cut as 128; three of them are a row, and the last line is half full.
+        cases[f"exchange {ranks}"] = KernelCase({"columns": columns(ranks, 2, 451)}, dict(exchange))
     # 4500 values of 4 bytes are 2250 lines: two chunks, the second of them not full.
     long = {"operation": "all_reduce", "row_bytes": 18000, "max_rows": ROWS, "eps": EPS, "kind": "rms"}
     cases["long"] = KernelCase(arguments(2, 4500), long)
+    pieces = {"operation": "all_reduce", "row_bytes": 18000, "max_rows": ROWS}
+    cases["long exchange"] = KernelCase({"columns": columns(2, 2, 4501)}, pieces)
     return interpret_cases(tmp_path_factory.mktemp("cases"), cases)
 
 
@@ -163,6 +190,22 @@ def test_kernels_sum_parts_first_and_ranks_in_their_order(
     for own in arguments(ranks, 64, 3)["parts"]:
         total += (own[0] + own[1]) + own[2]
     np.testing.assert_array_equal(summed, total)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_kernels_sum_rows_of_two_values(ranks: int, kernel_results: dict[str, list[np.ndarray]]) -> None:
+    ((summed,), *_) = of_ranks(kernel_results[f"pair {ranks}"], ranks)
+    np.testing.assert_allclose(summed, arguments(ranks, 2)["parts"].sum((0, 1)), atol=1e-6)
+
+
+@pytest.mark.parametrize(("case", "ranks"), [("exchange", 2), ("exchange", 3), ("long exchange", 2)])
+def test_kernels_give_each_rank_all_columns_of_its_rows(
+    case: str, ranks: int, kernel_results: dict[str, list[np.ndarray]]
+) -> None:
+    name, size = (case, 4501) if case == "long exchange" else (f"{case} {ranks}", 451)
+    *shares, errors = kernel_results[name]
+    assert not errors.any()
+    np.testing.assert_array_equal(np.stack(shares), shares_of_rows(columns(ranks, 2, size)))
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -259,6 +302,21 @@ def test_kernels_are_picked_up_to_the_rows_that_the_workspace_takes() -> None:
         assert api._pick(None, peers, 1, 4096, bfloat16) == "reference"
 
 
+def test_the_exchange_kernel_is_picked_while_an_inbox_has_room_for_its_rows() -> None:
+    layout = WorkspaceLayout(2, 8192, max_rows=512)
+    mesh, peers = mesh_of(2), Peers(jnp.zeros((2, layout.table_columns), jnp.int32), layout)
+    # 64,128 columns of 4 bytes are 32 pieces of 8 KB.
+    assert layout.pieces(64_128 * 4) == 32
+    exchange = over_devices(partial(all_to_all, axis_name="tensor"), mesh, P(None, "tensor"), P("tensor"))
+    with (
+        mock.patch.object(platform, "triton_can_run", lambda: True),
+        mock.patch.object(launching, "all_to_all_triton", side_effect=lambda values, peers: values) as kernel,
+    ):
+        for num_rows, calls in ((34, 0), (32, 1)):
+            jax.eval_shape(exchange, jax.ShapeDtypeStruct((num_rows, 2 * 64_128), jnp.float32), peers)
+            assert kernel.call_count == calls
+
+
 def test_wrong_arguments_are_named() -> None:
     rows = jnp.zeros((1, 2, 8))
     with pytest.raises(ValueError, match=r"parts must be \[parts, T, D\]"):
@@ -267,5 +325,7 @@ def test_wrong_arguments_are_named() -> None:
         all_reduce(rows, None, axis_name="tensor", dtype=jnp.bfloat16)
     with pytest.raises(ValueError, match="unknown kind 'max'"):
         all_reduce_residual_norm(rows[0], rows, rows[0, 0], None, axis_name="tensor", eps=EPS, kind="max")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"values must be \[N \* R, D\] over 2 devices"):
+        over_devices(lambda v: all_to_all(v, None, axis_name="tensor"), mesh_of(2), P(None, "tensor"))(rows[0, :1])
     with pytest.raises(ValueError, match="float32 and int32"):
         argmax_over_devices(jnp.zeros(3), jnp.zeros(3), None, axis_name="tensor")

@@ -70,6 +70,9 @@ class PlanRecorder:
     def collect(self, handle: StepHandle) -> list[int]:
         return self.runner.collect(handle)
 
+    def close(self) -> bool:
+        return self.runner.close()
+
 
 def recorded_plans(llm: LLM) -> list[StepPlan]:
     """The plans of an engine's steps from here on."""
