@@ -91,13 +91,13 @@ class StepBench:
         return steps
 
     def settle(self, lengths: list[tuple[int, int]]) -> None:
-        """Run requests like those that will be measured until no step asks for a shape that is not compiled."""
+        """Run requests like those that will be measured, and once more if steps asked for shapes that were not
+        compiled, which are then."""
         runner: Any = self._llm.core.runner
         self.run(lengths)
-        for _ in range(3):
-            if not runner.finish_compiling(wanted_only=True):
-                return
+        if runner.finish_compiling(wanted_only=True):
             self.run(lengths)
+            runner.finish_compiling(wanted_only=True)
 
     def fits(self, batch: int, num_tokens: int) -> bool:
         """Whether the pool holds this many sequences of this many tokens, with the hundredth that stays spare."""
@@ -217,10 +217,6 @@ def main() -> None:
     bench.run([(16, 1)])
     add({"case": "start to first token", "seconds": time.perf_counter() - started})
     cases = args.cases.split(",")
-    if "trace" in cases:
-        pairs = json.loads(TRACE.read_text())["requests"]
-        lengths = [(scaled(a), scaled(b)) for a, b in pairs[: scaled(len(pairs))]]
-        add(bench.trace(lengths))
     for batch, num_in, num_out in DECODE_CASES if "decode" in cases else ():
         if batch > llm.info.max_num_seqs or not bench.fits(batch, scaled(num_in) + max(8, scaled(num_out))):
             continue
@@ -228,6 +224,9 @@ def main() -> None:
     if "prefill" in cases:
         batch, num_in = PREFILL_CASE
         add(bench.prefill(batch, min(scaled(num_in), llm.info.limits.max_model_len - 1)))
+    if "trace" in cases:
+        pairs = json.loads(TRACE.read_text())["requests"]
+        add(bench.trace([(scaled(a), scaled(b)) for a, b in pairs[: scaled(len(pairs))]]))
     if args.json:
         print(json.dumps(record))
         return

@@ -96,6 +96,9 @@ class ModelRunner:
         )
         # Of each size, the packed array of the last step.
         self._received: dict[int, jax.Array] = {}
+        # Copies of sampled tokens, by identity: those handed out, and those that were read.
+        self._handed_out: dict[int, jax.Array] = {}
+        self._used: list[jax.Array] = []
 
     @property
     def compiled_steps(self) -> Mapping[Bucket, Step]:
@@ -119,7 +122,7 @@ class ModelRunner:
         self.allocate()
         # A new executable makes XLA forget its CUDA graphs, and a first run is not captured: hence two, after all.
         for bucket in first * 2:
-            self._call(bucket, self._batch.pack(StepPlan(step_id=0), bucket))
+            self._take_back(self._call(bucket, self._batch.pack(StepPlan(step_id=0), bucket)))
         jax.block_until_ready(self._state)
         if rest := [bucket for bucket in self._buckets if bucket not in self._steps]:
             self._background = BackgroundCompiler(sorted(rest), self._compiler.compile, lambda: self._last_dispatch)
@@ -165,6 +168,7 @@ class ModelRunner:
             DeviceLostError: a device waited in vain for another, in this step or before it.
         """
         sampled = np.asarray(handle.sampled)[: handle.num_seqs]
+        self._take_back(handle.sampled)
         if (sampled < 0).any():
             raise DeviceLostError("a GPU waited in vain for another; the engine cannot go on")
         tokens: list[int] = sampled.tolist()
@@ -190,8 +194,15 @@ class ModelRunner:
             on_device = self._compiler.receive(previous, on_device)
         self._received[packed.size] = on_device
         self._kv_pages, self._state = self._steps[bucket](self._weights, self._kv_pages, self._state, on_device)
-        sampled: jax.Array = self._compiler.hand_out(self._state.sampled)
+        used = self._used.pop() if self._used else jax.device_put(np.zeros(self._num_slots, np.int32), self._replicated)
+        sampled: jax.Array = self._compiler.hand_out(used, self._state.sampled)
+        self._handed_out[id(sampled)] = sampled
         return sampled
+
+    def _take_back(self, sampled: jax.Array) -> None:
+        """A copy of sampled tokens that nobody will read any more."""
+        if self._handed_out.pop(id(sampled), None) is not None:
+            self._used.append(sampled)
 
     def _copy_pages(self, copies: list[tuple[int, int]]) -> None:
         for sources, targets in _columns(copies, _COPIES_A_CALL, padding=self._num_pages):
@@ -238,7 +249,7 @@ class StepCompiler:
         self.update_page_table = jax.jit(update_page_table, donate_argnums=0, out_shardings=self._replicated)
         # Donated and yet unused: it is there to be written over.
         self.receive = jax.jit(receive, donate_argnums=0, keep_unused=True, out_shardings=self._replicated)
-        self.hand_out = jax.jit(hand_out, out_shardings=self._replicated)
+        self.hand_out = jax.jit(hand_out, donate_argnums=0, keep_unused=True, out_shardings=self._replicated)
 
     def compile(self, bucket: Bucket) -> Step:
         """The executable of one bucket. Thread-safe."""

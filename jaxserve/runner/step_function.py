@@ -71,8 +71,10 @@ def receive(previous: jax.Array, packed: jax.Array) -> jax.Array:
     return packed + 0
 
 
-def hand_out(sampled: jax.Array) -> jax.Array:
-    """A copy of what a step sampled, which stays when the next step writes over it."""
+def hand_out(used: jax.Array, sampled: jax.Array) -> jax.Array:
+    """A copy of what a step sampled, which stays when the next step writes over it. It takes the place of one that was
+    read and is `used` no more, donated: new memory each time would move the step's temporaries about."""
+    del used
     return sampled + 0
 
 

@@ -52,13 +52,22 @@ def test_all_that_a_step_reads_and_writes_stays_where_it_is(runner: ModelRunner)
         arrays = (*runner._kv_pages, *runner._state, *runner._received.values())
         return [array.unsafe_buffer_pointer() for array in arrays]
 
-    handles = [runner.dispatch(plan(0, Entry(2, 0, SHORT, pages(5, 30), GREEDY)))]
-    handles += [runner.dispatch(plan(1 + i, Entry(2, len(SHORT) + i))) for i in range(2)]
-    before = addresses()
-    # Two steps are in flight at most times, and what they gave is kept until it is collected.
-    handles += [runner.dispatch(plan(3 + i, Entry(2, len(SHORT) + 2 + i))) for i in range(6)]
-    assert addresses() == before
-    assert [runner.collect(handle)[0] for handle in handles] == SHORT_GREEDY[:9]
+    tokens, handles, seen = [], [], set()
+    for step in range(12):
+        if step == 0:
+            entry = Entry(2, 0, SHORT, pages(5, 30), GREEDY)
+        else:
+            entry = Entry(2, len(SHORT) + step - 1)
+        handles.append(runner.dispatch(plan(step, entry)))
+        if step > 1:
+            seen.add(tuple(addresses()))
+            # As in the engine, one step is in flight when the next is started.
+            tokens += runner.collect(handles[step - 1])
+    assert len(seen) == 1
+    # What was collected makes room for what is sampled next. (Where it lies is not looked at: on a CPU the host reads it
+    # in place, and it cannot be written over.)
+    assert len(runner._handed_out) + len(runner._used) <= 3
+    assert tokens == SHORT_GREEDY[1:11]
 
 
 def test_a_step_in_which_a_device_waited_in_vain_raises(runner: ModelRunner) -> None:
