@@ -64,8 +64,8 @@ def test_all_that_a_step_reads_and_writes_stays_where_it_is(runner: ModelRunner)
             # As in the engine, one step is in flight when the next is started.
             tokens += runner.collect(handles[step - 1])
     assert len(seen) == 1
-    # What was collected makes room for what is sampled next. (Where it lies is not looked at: on a CPU the host reads it
-    # in place, and it cannot be written over.)
+    # What was collected makes room for what is sampled next. (Not looked at is where it lies: a CPU reads it in place,
+    # so that it cannot be written over.)
     assert len(runner._handed_out) + len(runner._used) <= 3
     assert tokens == SHORT_GREEDY[1:11]
 
