@@ -3,6 +3,7 @@
 import os
 import re
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,11 +50,18 @@ class Trace:
 
     Attributes:
         kernels: of each GPU, in order of their start.
-        graph_calls: how often XLA launched (`execute`), updated and recorded CUDA graphs, and how long the host took.
+        host_calls: what XLA did on the host, how often, and how many microseconds it took.
     """
 
     kernels: list[list[Kernel]]
-    graph_calls: dict[str, dict[str, float]]
+    host_calls: dict[str, dict[str, float]]
+
+    @property
+    def graph_calls(self) -> dict[str, dict[str, float]]:
+        """Of these, the CUDA graphs launched (`execute`), updated and recorded."""
+        none = {"calls": 0, "us": 0.0}
+        names = ("execute", "update", "record")
+        return {name: self.host_calls.get(f"command_buffer::{name}", none) for name in names}
 
 
 def record_kernels(run: Callable[[], Any], num_gpus: int = 1) -> Trace:
@@ -63,7 +71,7 @@ def record_kernels(run: Callable[[], Any], num_gpus: int = 1) -> Trace:
             run()
         path = next(Path(directory).glob("**/*.xplane.pb"))
         profile = ProfileData.from_file(str(path))
-        return Trace([_kernels_of(profile, gpu) for gpu in range(num_gpus)], _graph_calls(profile))
+        return Trace([_kernels_of(profile, gpu) for gpu in range(num_gpus)], _host_calls(profile))
 
 
 def _kernels_of(profile: ProfileData, gpu: int) -> list[Kernel]:
@@ -72,10 +80,13 @@ def _kernels_of(profile: ProfileData, gpu: int) -> list[Kernel]:
     return sorted((Kernel(e.name, e.start_ns / 1e3, e.duration_ns / 1e3) for e in events), key=lambda k: k.start)
 
 
-def _graph_calls(profile: ProfileData) -> dict[str, dict[str, float]]:
-    events = [e for p in profile.planes if p.name.startswith("/host:CPU") for line in p.lines for e in line.events]
-    calls = {}
-    for call in ("execute", "update", "record"):
-        times = [e.duration_ns / 1e3 for e in events if e.name == f"command_buffer::{call}"]
-        calls[call] = {"calls": len(times), "us": sum(times)}
-    return calls
+def _host_calls(profile: ProfileData) -> dict[str, dict[str, float]]:
+    """By name, over all threads, calls within calls too; without the frames of Python, which begin with $."""
+    calls: dict[str, list[float]] = defaultdict(list)
+    for plane in profile.planes:
+        if plane.name.startswith("/host:CPU"):
+            for line in plane.lines:
+                for event in line.events:
+                    if not event.name.startswith("$"):
+                        calls[event.name].append(event.duration_ns / 1e3)
+    return {name: {"calls": len(times), "us": sum(times)} for name, times in calls.items()}

@@ -31,6 +31,7 @@ from jaxserve.request import Request, SamplingParams
 
 ROOT = Path(__file__).resolve().parent.parent
 LONG_GAP_US = 100.0
+MAX_HOST_CALLS = 30
 
 
 def whole_steps(kernels: list[Kernel]) -> tuple[list[Kernel], int]:
@@ -129,7 +130,8 @@ class StepProfiler:
 
     def _record(self, num_steps: int) -> dict[str, Any]:
         trace = record_kernels(lambda: [self._core.step() for _ in range(num_steps)])
-        return summarize(trace.kernels[0]) | {"graph_calls": trace.graph_calls}
+        longest = sorted(trace.host_calls.items(), key=lambda item: -item[1]["us"])[:MAX_HOST_CALLS]
+        return summarize(trace.kernels[0]) | {"graph_calls": trace.graph_calls, "host_calls": dict(longest)}
 
 
 def write_hlo(llm: LLM, directory: Path) -> None:
@@ -145,8 +147,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     span, busy = report["span_us"] / 1e3, report["busy_us"] / 1e3
     table = Table(
         title=f"{report['case']}: {span:.2f} ms a step, busy {busy:.2f} ({kinds}); "
-        f"{report['kernels_a_step']:.0f} kernels; longest gap {report['longest_gap_us']:.0f} µs; "
-        f"graphs: {report['graph_calls']}"
+        f"{report['kernels_a_step']:.0f} kernels; longest gap {report['longest_gap_us']:.0f} µs"
     )
     for column in ("kind", "kernel", "calls a step", "µs a step", "µs a call"):
         table.add_column(column)
@@ -155,6 +156,14 @@ def print_report(report: dict[str, Any], console: Console) -> None:
             row["kind"], row["kernel"], f"{row['calls']:.1f}", f"{row['us']:.1f}", f"{row['us'] / row['calls']:.2f}"
         )
     console.print(table)
+    graphs = ", ".join(f"{call} {times['calls']}" for call, times in report["graph_calls"].items())
+    host = Table(title=f"The host over all recorded steps, threads and calls within calls (CUDA graphs: {graphs})")
+    for column in ("call", "calls", "µs", "µs a call"):
+        host.add_column(column)
+    for name, times in report["host_calls"].items():
+        calls = times["calls"]
+        host.add_row(name[:90], f"{calls}", f"{times['us']:.0f}", f"{times['us'] / max(1, calls):.1f}")
+    console.print(host)
 
 
 def main() -> None:

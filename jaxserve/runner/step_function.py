@@ -60,20 +60,31 @@ def copy_pages(kv_pages: KVPages, sources: jax.Array, targets: jax.Array) -> KVP
     return tuple(layer.at[targets].set(layer[sources], mode="drop") for layer in kv_pages)
 
 
-def receive(previous: jax.Array, packed: jax.Array) -> jax.Array:
-    """A step's packed array, where the one before it of the same size lay. `previous` is donated.
+def exchange(
+    previous: jax.Array, used: jax.Array, packed: jax.Array, sampled: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Take in a step's packed array, and hand out what the step before sampled.
 
-    A CUDA graph is bound to the addresses that it was recorded with, and what comes from the host lies elsewhere each
-    time.
+    A CUDA graph is bound to the addresses that it was recorded with, and updating it takes the host milliseconds. So a
+    packed array goes where the last one of its size lay, and tokens go out as a copy, which stays when the next step
+    writes over them. The copy takes the place of one that was read: new memory each time would move the step's
+    temporaries about.
+
+    Args:
+        previous: the last packed array of this size. Donated.
+        used: a copy of tokens that nobody will read any more. Donated.
+        packed: int32, from the host.
+        sampled: [max_num_seqs] int32, of the state.
+
+    Returns:
+        The packed array, and the copy of the tokens.
     """
-    del previous
-    # An argument given back as it is would keep its own memory.
-    return packed + 0
+    # Arguments given back as they are would keep their own memory.
+    return packed + 0, hand_out(used, sampled)
 
 
 def hand_out(used: jax.Array, sampled: jax.Array) -> jax.Array:
-    """A copy of what a step sampled, which stays when the next step writes over it. It takes the place of one that was
-    read and is `used` no more, donated: new memory each time would move the step's temporaries about."""
+    """The second half of `exchange`, for a step that no other has followed yet."""
     del used
     return sampled + 0
 

@@ -71,10 +71,10 @@ def test_all_that_a_step_reads_and_writes_stays_where_it_is(runner: ModelRunner)
 
 
 def test_a_step_in_which_a_device_waited_in_vain_raises(runner: ModelRunner) -> None:
-    step = DispatchedStep(jnp.array([5, -1, 0], jnp.int32), 2)
+    step = DispatchedStep(2, jnp.array([5, -1, 0], jnp.int32))
     with pytest.raises(DeviceLostError, match="waited in vain"):
         runner.collect(step)
-    assert runner.collect(DispatchedStep(step.sampled, 1)) == [5]
+    assert runner.collect(DispatchedStep(1, step.sampled)) == [5]
 
 
 def test_each_slot_feeds_back_its_own_token(runner: ModelRunner) -> None:
