@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from recorded_case import NUM_GREEDY, record, record_case
 from reference_cases import CASES, ROPE_COMMON, ROPE_POSITIONS, ROPE_SETTINGS, Case
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
@@ -35,11 +36,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import disable_progress_bar
 
-NUM_GREEDY = 24
-MIN_MARGIN = 5e-3
-MIN_DISTINCT = 14
-
-
+MAX_SEEDS = 1000
 FINAL_NORMS = ("model.norm.weight", "transformer.ln_f.weight")
 
 
@@ -91,8 +88,8 @@ def _as_published(case: Case, path: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def greedy_continuation(directory: Path, prompt: np.ndarray) -> tuple[np.ndarray, list[int], list[float]]:
-    """The scores after each prompt token, the tokens chosen after the prompt, and by how much each won."""
+def greedy_continuation(directory: Path, prompt: list[int]) -> tuple[np.ndarray, list[int], list[float]]:
+    """See `recorded_case.Continue`."""
     # A new model each time: dynamic scaling remembers the longest sequence it has seen.
     model = AutoModelForCausalLM.from_pretrained(
         directory, config=AutoConfig.from_pretrained(directory), dtype=torch.float32, attn_implementation="eager"
@@ -109,44 +106,16 @@ def greedy_continuation(directory: Path, prompt: np.ndarray) -> tuple[np.ndarray
     return logits, tokens, margins
 
 
-def record(directory: Path, case: Case, seed: int) -> dict[str, np.ndarray] | None:
-    """Reference outputs of a written checkpoint; None if greedy tokens repeat themselves or are near ties."""
-    generator = np.random.default_rng(seed)
-    prompts, logits, greedy, margins = [], [], [], []
-    for length in case.prompt_lens:
-        for _ in range(case.max_draws):
-            prompt = generator.integers(0, case.config["vocab_size"], size=length)
-            scores, tokens, beaten = greedy_continuation(directory, prompt)
-            if min(beaten) >= MIN_MARGIN and len(set(tokens)) >= MIN_DISTINCT:
-                break
-        else:
-            return None
-        prompts.append(prompt)
-        logits.append(scores)
-        greedy.append(tokens)
-        margins.append(beaten)
-    return {
-        "prompt_lens": np.array(case.prompt_lens, np.int32),
-        "prompts": np.concatenate(prompts).astype(np.int32),
-        "logits": np.concatenate(logits).astype(np.float32),
-        "greedy": np.array(greedy, np.int32),
-        "greedy_margins": np.array(margins, np.float32),
-    }
-
-
-def record_case(name: str, case: Case, directory: Path) -> None:
-    """Write a checkpoint and its reference outputs, with the first seed whose greedy tokens make a fair test."""
-    for seed in range(1000):
-        write_checkpoint(case, directory, seed)
-        reference = record(directory, case, seed)
-        if reference is not None:
-            np.savez_compressed(directory / "reference.npz", **reference)
-            size = sum(p.stat().st_size for p in directory.iterdir())
-            print(
-                f"{name}: seed {seed}, least margin {reference['greedy_margins'].min():.4f}, {size} bytes", flush=True
-            )
-            return
-    raise SystemExit(f"{name}: no seed gives tokens that vary")
+def attempt(case: Case, directory: Path, seed: int) -> dict[str, np.ndarray] | None:
+    """Write a checkpoint of random weights, and record it."""
+    write_checkpoint(case, directory, seed)
+    return record(
+        case.prompt_lens,
+        case.config["vocab_size"],
+        seed,
+        case.max_draws,
+        lambda prompt: greedy_continuation(directory, prompt),
+    )
 
 
 def record_rope_tables(path: Path) -> None:
@@ -176,7 +145,8 @@ def main() -> None:
     torch.set_num_threads(1)
     disable_progress_bar()
     for name in arguments.cases or CASES:
-        record_case(name, CASES[name], arguments.out / name)
+        case, directory = CASES[name], arguments.out / name
+        record_case(name, directory, lambda seed, c=case, d=directory: attempt(c, d, seed), MAX_SEEDS)  # type: ignore[misc]
     if not arguments.cases:
         record_rope_tables(arguments.out / "rope_tables.npz")
 
