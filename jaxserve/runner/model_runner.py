@@ -24,8 +24,6 @@ from jaxserve.runner.step_function import (
     MergesWeights,
     Weights,
     copy_pages,
-    exchange,
-    hand_out,
     run_step,
     update_page_table,
 )
@@ -39,20 +37,20 @@ CUBLAS_TOKENS = range(48, 1025)
 # How long the end of a runner waits for a compilation under way.
 STOP_COMPILING_S = 3.0
 
-Step = Callable[[Weights, KVPages, DeviceState, jax.Array], tuple[KVPages, DeviceState]]
+Step = Callable[[Weights, KVPages, DeviceState, jax.Array, jax.Array], tuple[KVPages, DeviceState, jax.Array]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class DispatchedStep:
     """A step in flight.
 
     Attributes:
-        num_seqs: sequences in it.
-        sampled: [max_num_seqs] int32, their tokens first; None as long as they are in the state alone.
+        sampled: [max_num_seqs] int32, of which the first num_seqs are real.
+        num_seqs: sequences in the step.
     """
 
+    sampled: jax.Array
     num_seqs: int
-    sampled: jax.Array | None = None
 
 
 class ModelRunner:
@@ -99,12 +97,10 @@ class ModelRunner:
         self._state = DeviceState(
             *(jax.device_put(np.zeros(a.shape, a.dtype), self._replicated) for a in self._compiler.abstract_state)
         )
-        # Of each size, the packed array of the last step.
-        self._received: dict[int, jax.Array] = {}
-        # The step whose tokens are in the state alone.
-        self._last: DispatchedStep | None = None
-        # Copies of sampled tokens: those handed out, by identity, and those that were read.
-        self._handed_out: dict[int, jax.Array] = {}
+        # Sampled tokens: those that are still to be read, by identity, and those that were. A step writes its own where
+        # those of an earlier one lay: new memory each time would move its temporaries about, and each command of its
+        # CUDA graph is bound to where these are.
+        self._unread: dict[int, jax.Array] = {}
         self._used: list[jax.Array] = []
 
     @property
@@ -129,7 +125,7 @@ class ModelRunner:
         self.allocate()
         # A new executable makes XLA forget its CUDA graphs, and a first run is not captured: hence two, after all.
         for bucket in first * 2:
-            self._call(bucket, self._batch.pack(StepPlan(step_id=0), bucket))
+            self._take_back(self._call(bucket, self._batch.pack(StepPlan(step_id=0), bucket)))
         jax.block_until_ready(self._state)
         if rest := [bucket for bucket in self._buckets if bucket not in self._steps]:
             self._background = BackgroundCompiler(sorted(rest), self._compiler.compile, lambda: self._last_dispatch)
@@ -164,9 +160,9 @@ class ModelRunner:
         decode_only = num_tokens == len(plan.slots)
         bucket = self._pick_bucket(num_tokens, self._batch.sampler_kind(plan), decode_only=decode_only)
         plan = self._upload_surplus_pages(plan, bucket.num_page_updates)
-        self._call(bucket, self._batch.pack(plan, bucket))
-        self._last = DispatchedStep(len(plan.slots))
-        return self._last
+        sampled = self._call(bucket, self._batch.pack(plan, bucket))
+        sampled.copy_to_host_async()
+        return DispatchedStep(sampled, len(plan.slots))
 
     def collect(self, handle: DispatchedStep) -> list[int]:
         """Wait for a step; the sampled token of each of its sequences.
@@ -174,13 +170,8 @@ class ModelRunner:
         Raises:
             DeviceLostError: a device waited in vain for another, in this step or before it.
         """
-        if handle.sampled is None:
-            # No step has followed, which would have handed the tokens out.
-            self._hand_out(self._compiler.hand_out(self._used_copy(), self._state.sampled))
-        assert handle.sampled is not None
         sampled = np.asarray(handle.sampled)[: handle.num_seqs]
-        if self._handed_out.pop(id(handle.sampled), None) is not None:
-            self._used.append(handle.sampled)
+        self._take_back(handle.sampled)
         if (sampled < 0).any():
             raise DeviceLostError("a GPU waited in vain for another; the engine cannot go on")
         tokens: list[int] = sampled.tolist()
@@ -198,33 +189,21 @@ class ModelRunner:
         self._background.want(closest)
         return self._buckets.pick(num_tokens, kind, decode_only=decode_only, ready=self._steps)
 
-    def _call(self, bucket: Bucket, packed: np.ndarray) -> None:
+    def _call(self, bucket: Bucket, packed: np.ndarray) -> jax.Array:
         if bucket not in self._steps:
             self._steps[bucket] = self._compiler.compile(bucket)
-        if (previous := self._received.get(packed.size)) is None:
-            previous = self._zeros(packed.size)
-        on_device, sampled = self._compiler.exchange(previous, self._used_copy(), packed, self._state.sampled)
-        self._received[packed.size] = on_device
-        self._hand_out(sampled)
-        self._kv_pages, self._state = self._steps[bucket](self._weights, self._kv_pages, self._state, on_device)
+        on_device = jax.device_put(packed, self._replicated)
+        used = self._used.pop() if self._used else jax.device_put(np.zeros(self._num_slots, np.int32), self._replicated)
+        self._kv_pages, self._state, sampled = self._steps[bucket](
+            self._weights, self._kv_pages, self._state, on_device, used
+        )
+        self._unread[id(sampled)] = sampled
+        return sampled
 
-    def _hand_out(self, sampled: jax.Array) -> None:
-        """Give a copy of the state's sampled tokens to the step that sampled them, if it has none yet."""
-        if self._last is None:
+    def _take_back(self, sampled: jax.Array) -> None:
+        """Sampled tokens that nobody will read any more."""
+        if self._unread.pop(id(sampled), None) is not None:
             self._used.append(sampled)
-            return
-        sampled.copy_to_host_async()
-        self._handed_out[id(sampled)] = sampled
-        self._last.sampled = sampled
-        self._last = None
-
-    def _used_copy(self) -> jax.Array:
-        """A copy of sampled tokens that may be written over."""
-        return self._used.pop() if self._used else self._zeros(self._num_slots)
-
-    def _zeros(self, size: int) -> jax.Array:
-        zeros: jax.Array = jax.device_put(np.zeros(size, np.int32), self._replicated)
-        return zeros
 
     def _copy_pages(self, copies: list[tuple[int, int]]) -> None:
         for sources, targets in _columns(copies, _COPIES_A_CALL, padding=self._num_pages):
@@ -264,28 +243,22 @@ class StepCompiler:
         self.abstract_state = _tree(
             jax.ShapeDtypeStruct((max_num_seqs,), jnp.int32, sharding=self._replicated),
             jax.ShapeDtypeStruct((max_num_seqs, max_pages), jnp.int32, sharding=self._replicated),
-            jax.ShapeDtypeStruct((max_num_seqs,), jnp.int32, sharding=self._replicated),
         )
         kv_shardings = tuple(a.sharding for a in self._kv_pages)
         self.copy_pages = jax.jit(copy_pages, donate_argnums=0, out_shardings=kv_shardings)
         self.update_page_table = jax.jit(update_page_table, donate_argnums=0, out_shardings=self._replicated)
-        # What is donated to these is not read: it is there to be written over.
-        one, four = self._replicated, (self._replicated,) * 4
-        self.exchange = jax.jit(
-            exchange, donate_argnums=(0, 1), keep_unused=True, in_shardings=four, out_shardings=(one, one)
-        )
-        self.hand_out = jax.jit(hand_out, donate_argnums=0, keep_unused=True, out_shardings=one)
 
     def compile(self, bucket: Bucket) -> Step:
         """The executable of one bucket. Thread-safe."""
         step = partial(run_step, self._model, bucket, self._pool.page_size)
         shardings = (
             tuple(a.sharding for a in self._kv_pages),
-            _tree(self._replicated, self._replicated, self._replicated),
+            _tree(self._replicated, self._replicated),
+            self._replicated,
         )
         packed = jax.ShapeDtypeStruct((packed_layout(bucket).size,), jnp.int32, sharding=self._replicated)
-        lowered = jax.jit(step, donate_argnums=(1, 2), out_shardings=shardings).lower(
-            self._weights, self._kv_pages, self.abstract_state, packed
+        lowered = jax.jit(step, donate_argnums=(1, 2, 4), out_shardings=shardings).lower(
+            self._weights, self._kv_pages, self.abstract_state, packed, self.abstract_state.last_tokens
         )
         return lowered.compile(compiler_options=_compiler_options(bucket))
 

@@ -28,8 +28,8 @@ class PackedLayout:
 
     @cached_property
     def size(self) -> int:
-        """Entries of the packed array: those of the fields, up to a power of two, so that there are few sizes."""
-        return 1 << (sum(math.prod(shape) for _, shape in self.fields) - 1).bit_length()
+        """Entries of the packed array."""
+        return sum(math.prod(shape) for _, shape in self.fields)
 
     @cached_property
     def _places(self) -> tuple[tuple[str, slice, tuple[int, ...]], ...]:

@@ -21,13 +21,10 @@ class DeviceState(NamedTuple):
     Attributes:
         last_tokens: [max_num_seqs] int32, the token each slot sampled last, read by the next step.
         page_table: [max_num_seqs, max_pages] int32, the pages of each slot.
-        sampled: [max_num_seqs] int32, what the last step sampled, by its own order of sequences; -1 if a device waited
-            in vain for another.
     """
 
     last_tokens: jax.Array
     page_table: jax.Array
-    sampled: jax.Array
 
 
 class CausalLM(Protocol):
@@ -60,35 +57,6 @@ def copy_pages(kv_pages: KVPages, sources: jax.Array, targets: jax.Array) -> KVP
     return tuple(layer.at[targets].set(layer[sources], mode="drop") for layer in kv_pages)
 
 
-def exchange(
-    previous: jax.Array, used: jax.Array, packed: jax.Array, sampled: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Take in a step's packed array, and hand out what the step before sampled.
-
-    A CUDA graph is bound to the addresses that it was recorded with, and updating it takes the host milliseconds. So a
-    packed array goes where the last one of its size lay, and tokens go out as a copy, which stays when the next step
-    writes over them. The copy takes the place of one that was read: new memory each time would move the step's
-    temporaries about.
-
-    Args:
-        previous: the last packed array of this size. Donated.
-        used: a copy of tokens that nobody will read any more. Donated.
-        packed: int32, from the host.
-        sampled: [max_num_seqs] int32, of the state.
-
-    Returns:
-        The packed array, and the copy of the tokens.
-    """
-    # Arguments given back as they are would keep their own memory.
-    return packed + 0, hand_out(used, sampled)
-
-
-def hand_out(used: jax.Array, sampled: jax.Array) -> jax.Array:
-    """The second half of `exchange`, for a step that no other has followed yet."""
-    del used
-    return sampled + 0
-
-
 def run_step(
     model: MergesWeights,
     bucket: Bucket,
@@ -97,8 +65,9 @@ def run_step(
     kv_pages: KVPages,
     state: DeviceState,
     packed: jax.Array,
-) -> tuple[KVPages, DeviceState]:
-    """Compute one step of a bucket. All that it reads and writes stays where it is from step to step.
+    used: jax.Array,
+) -> tuple[KVPages, DeviceState, jax.Array]:
+    """Compute one step of a bucket.
 
     Args:
         model: merges weights into modules while tracing.
@@ -108,9 +77,12 @@ def run_step(
         kv_pages: the pool, one [P, 2, page_size, K, H] a layer. Donated.
         state: donated.
         packed: int32, `packed_layout(bucket)`.
+        used: [max_num_seqs] int32, tokens of a step that were read and nobody will read any more. Donated: the sampled
+            tokens take its place.
 
     Returns:
-        The pool and the state.
+        The pool, the state, and the sampled tokens [max_num_seqs] int32, those of the step's sequences first: -1 if a
+        device waited in vain for another.
     """
     fields = packed_layout(bucket).unpack(packed)
     slots = fields["slots"]
@@ -133,7 +105,7 @@ def run_step(
         sampled = module.greedy_tokens(hidden)
     # A chunk that does not reach its prompt's end leaves a token nobody reads, until the last chunk writes over it.
     last_tokens = state.last_tokens.at[slots].set(sampled, mode="drop")
-    return kv_pages, DeviceState(last_tokens, page_table, state.sampled.at[: bucket.num_seqs].set(sampled))
+    return kv_pages, DeviceState(last_tokens, page_table), used.at[: bucket.num_seqs].set(sampled)
 
 
 def _attention_metadata(

@@ -45,36 +45,28 @@ def test_tokens_are_fed_back_on_the_device_without_being_collected(runner: Model
     assert [runner.collect(handle)[0] for handle in handles] == SHORT_GREEDY
 
 
-def test_all_that_a_step_reads_and_writes_stays_where_it_is(runner: ModelRunner) -> None:
-    """A CUDA graph is bound to addresses, and updating it takes the host milliseconds."""
-
-    def addresses() -> list[int]:
-        arrays = (*runner._kv_pages, *runner._state, *runner._received.values())
-        return [array.unsafe_buffer_pointer() for array in arrays]
-
+def test_what_a_step_keeps_stays_where_it_is_and_sampled_tokens_take_turns(runner: ModelRunner) -> None:
+    """A CUDA graph is bound to addresses, and updating all of it takes the host a millisecond."""
     tokens, handles, seen = [], [], set()
     for step in range(12):
-        if step == 0:
-            entry = Entry(2, 0, SHORT, pages(5, 30), GREEDY)
-        else:
-            entry = Entry(2, len(SHORT) + step - 1)
+        entry = Entry(2, 0, SHORT, pages(5, 30), GREEDY) if step == 0 else Entry(2, len(SHORT) + step - 1)
         handles.append(runner.dispatch(plan(step, entry)))
-        if step > 1:
-            seen.add(tuple(addresses()))
-            # As in the engine, one step is in flight when the next is started.
+        seen.add(tuple(array.unsafe_buffer_pointer() for array in (*runner._kv_pages, *runner._state)))
+        if step > 0:
+            # As in the engine, a step is in flight when the next is started.
             tokens += runner.collect(handles[step - 1])
     assert len(seen) == 1
-    # What was collected makes room for what is sampled next. (Not looked at is where it lies: a CPU reads it in place,
-    # so that it cannot be written over.)
-    assert len(runner._handed_out) + len(runner._used) <= 3
-    assert tokens == SHORT_GREEDY[1:11]
+    # Those that were collected make room for what is sampled next. (Not looked at is where they lie: a CPU reads them
+    # in place, so that they cannot be written over.)
+    assert len(runner._unread) + len(runner._used) <= 3
+    assert tokens == SHORT_GREEDY[:11]
 
 
 def test_a_step_in_which_a_device_waited_in_vain_raises(runner: ModelRunner) -> None:
-    step = DispatchedStep(2, jnp.array([5, -1, 0], jnp.int32))
+    step = DispatchedStep(jnp.array([5, -1, 0], jnp.int32), 2)
     with pytest.raises(DeviceLostError, match="waited in vain"):
         runner.collect(step)
-    assert runner.collect(DispatchedStep(1, step.sampled)) == [5]
+    assert runner.collect(DispatchedStep(step.sampled, 1)) == [5]
 
 
 def test_each_slot_feeds_back_its_own_token(runner: ModelRunner) -> None:
@@ -162,10 +154,10 @@ def test_compiling_ahead_leaves_pool_and_state_untouched_and_nothing_to_compile(
 ) -> None:
     reports: list[tuple[str, int, int]] = []
     run(runner, 0, Entry(0, 0, LONG, pages(1, 41), GREEDY))
-    before, state = pool(runner), jax.device_get(runner._state[:2])
+    before, state = pool(runner), jax.device_get(runner._state)
     runner.compile_ahead(lambda *report: reports.append(report))
     np.testing.assert_array_equal(pool(runner), before)
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(runner._state[:2]), state)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(runner._state), state)
     assert reports[0][1] == 0 and reports[-1][1] == reports[-1][2] == len(runner._buckets)
     monkeypatch.setattr(runner._compiler, "compile", None)
     assert run(runner, 1, Entry(0, 41)) == LONG_GREEDY[1:2]
