@@ -317,6 +317,9 @@ def check_step(mesh: Mesh, bucket: Bucket, *, mosaic: bool = False, skinny: bool
         problems.append(f"{len(sampling)} calls of kernels in the sampler")
     if mosaic != ("mosaic_gpu_v2" in text):
         problems.append("prompts are not computed by the kernel that should do it")
+    # Kernels count on arrays that are aligned.
+    if any("kDynamicSliceFusion" in line for line in thunks):
+        problems.append("kernels are given slices where they lie")
     if loops := re.findall(r" (?:sort|while)\(|DeviceRadixSort", text):
         problems.append(f"sorts or loops: {loops}")
     # An operand says which sequence each program works for: one array for each of the kernels that attend.

@@ -105,7 +105,16 @@ def run_step(
         sampled = module.greedy_tokens(hidden)
     # A chunk that does not reach its prompt's end leaves a token nobody reads, until the last chunk writes over it.
     last_tokens = state.last_tokens.at[slots].set(sampled, mode="drop")
-    return kv_pages, DeviceState(last_tokens, page_table), used.at[: bucket.num_seqs].set(sampled)
+    return kv_pages, DeviceState(last_tokens, page_table), _put_first(used, sampled)
+
+
+def _put_first(used: jax.Array, sampled: jax.Array) -> jax.Array:
+    """`sampled` [S] in place of the first of `used` [N].
+
+    By a choice of each: given a slice to write, XLA wraps the kernel that wrote the tokens to write them there.
+    """
+    size, (num_seqs,) = used.shape[0], sampled.shape
+    return jnp.where(jnp.arange(size) < num_seqs, jnp.pad(sampled, (0, size - num_seqs)), used)
 
 
 def _attention_metadata(
