@@ -541,7 +541,9 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=4096, help="D of the rows that are timed (default: 4096)")
     parser.add_argument("--rows", type=int, nargs="+", default=BENCHMARK_ROWS, help="to time")
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, help="of calls, to time (default: all)")
-    parser.add_argument("--lines", type=int, nargs="+", help="that a thread has, to time (default: as in use)")
+    parser.add_argument(
+        "--lines", type=int, nargs="+", choices=(1, 2), help="that a thread has, to time (default: as in use)"
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--seconds", type=float, default=130, help="after which no further case is begun")
     parser.add_argument("--output", type=Path, help="write JSON here")

@@ -96,6 +96,12 @@ class CompiledKernel:
         """Bytes that the assembler had to keep in memory for want of registers."""
         return sum(map(int, re.findall(r"(\d+) bytes spill", self.assembled())))
 
+    def spills(self, where: str) -> list[str]:
+        """What is wrong if a register spilled, after telling what the kernel takes."""
+        spilled = self.spilled_bytes()
+        print(f"{where}: {self.shared_bytes} bytes shared, {spilled} spilled", flush=True)
+        return [f"{where}: {spilled} bytes spilled"] if spilled else []
+
     def assembled(self) -> str:
         """What the assembler says of it."""
         ptxas = next(Path(sys.prefix).glob("lib/python3*/site-packages/nvidia/*/bin/ptxas"))
@@ -157,11 +163,8 @@ def check_kernels(mesh: Mesh, heads: HeadSpec, dtype: str) -> list[str]:
                 attend = partial(cached_attention, scale=h**-0.5, decode_only=decode_only, implementation="triton")
                 jax.jit(attend).trace(*args).lower()
         for kernel in kernels:
-            spilled = kernel.spilled_bytes()
             where = f"{kernel.name}, {heads}, {dtype}, {num_tokens} tokens"
-            print(f"{where}: {kernel.shared_bytes} bytes shared, {spilled} spilled", flush=True)
-            if spilled:
-                problems.append(f"{where}: {spilled} bytes spilled")
+            problems += kernel.spills(where)
             if "cp.async" not in kernel.ptx and kernel.name != "rotate_and_write_kernel":
                 problems.append(f"{where}: no cp.async")
             if kernel.name == "prefill_kernel" and dtype != "float32" and "wgmma.mma_async" not in kernel.ptx:

@@ -92,10 +92,7 @@ def check_kernels(mesh: Mesh, size: int, dtype: str, num_parts: int) -> list[str
         problems.append(f"{num_devices} devices, D {size}: only {[kernel.name for kernel in kernels]}")
     for kernel in kernels:
         where = f"{kernel.name}, {num_devices} devices, {num_parts} parts of {dtype}[{size}]"
-        spilled = kernel.spilled_bytes()
-        print(f"{where}: {spilled} bytes spilled, {kernel.shared_bytes} bytes shared", flush=True)
-        if spilled:
-            problems.append(f"{where}: {spilled} bytes spilled")
+        problems += kernel.spills(where)
         # The norm adds up a value of each warp there; rows that changed threads would need all of it.
         if kernel.shared_bytes > 128:
             problems.append(f"{where}: {kernel.shared_bytes} bytes of shared memory: rows move between threads")

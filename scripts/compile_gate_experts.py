@@ -70,10 +70,7 @@ def check_kernels(mesh: Mesh, name: str, num_tokens: int, dtype: str) -> list[st
     problems = []
     for kernel in kernels:
         where = f"{kernel.name}, {name}, {dtype}, {num_tokens} tokens"
-        spilled = kernel.spilled_bytes()
-        print(f"{where}: {kernel.shared_bytes} bytes shared, {spilled} spilled", flush=True)
-        if spilled:
-            problems.append(f"{where}: {spilled} bytes spilled")
+        problems += kernel.spills(where)
         if kernel.name != "grouped_matmul_kernel":
             continue
         if not re.search(r"cp\.async\.c[ga]\.shared\.global .*0x10", kernel.ptx):

@@ -20,8 +20,6 @@ logger = logging.getLogger(__name__)
 # What no step has asked for is compiled when no step has begun for so long: XLA times candidate kernels, which goes
 # wrong beside other work and disturbs it.
 IDLE_S = 2.0
-
-
 # While a thread traces, others wait for Python's lock at most so long: a step takes a few milliseconds.
 SWITCH_INTERVAL_S = 0.0005
 

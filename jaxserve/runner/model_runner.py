@@ -147,9 +147,9 @@ class ModelRunner:
         self._background.wait(None)
         return was_running
 
-    def close(self, timeout_s: float = STOP_COMPILING_S) -> bool:
-        """Stop compiling in the background; False if the compilation under way takes longer than `timeout_s`."""
-        return self._background is None or self._background.close(timeout_s)
+    def close(self) -> bool:
+        """Stop compiling in the background; False if the compilation under way takes longer than STOP_COMPILING_S."""
+        return self._background is None or self._background.close(STOP_COMPILING_S)
 
     def dispatch(self, plan: StepPlan) -> DispatchedStep:
         """Start a step; returns without waiting for the device."""

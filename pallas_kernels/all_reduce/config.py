@@ -15,7 +15,6 @@ POLLS = 1 << 25
 # A line carries 8 bytes of data.
 LINE_DATA_BYTES = 8
 
-
 MAX_WARPS = 32  # of a program
 # That a thread has, of rows taken whole: with fewer threads, more programs find room on a multiprocessor.
 LINES_A_THREAD = 2
@@ -34,7 +33,7 @@ class RowConfig:
         lines: lines of a chunk, a power of two.
         chunks: chunks of a row.
         num_warps: warps of the program that works for the row.
-        together: lines that a thread waits for at a time, so that their latencies overlap: 1, 2 or 4.
+        together: lines that a thread waits for at a time, so that their latencies overlap: 1 or 2.
     """
 
     lines: int

@@ -84,8 +84,6 @@ RECEIVE_1: tl.constexpr = tl.constexpr(_receive_assembly(1))
 RECEIVE_2: tl.constexpr = tl.constexpr(_receive_assembly(2))
 CONSTRAINTS_1: tl.constexpr = tl.constexpr(_receive_constraints(1))
 CONSTRAINTS_2: tl.constexpr = tl.constexpr(_receive_constraints(2))
-RECEIVE_4: tl.constexpr = tl.constexpr(_receive_assembly(4))
-CONSTRAINTS_4: tl.constexpr = tl.constexpr(_receive_constraints(4))
 
 
 @triton.jit
@@ -101,10 +99,8 @@ def receive_lines(address, epoch, live, polls, error, TOGETHER: tl.constexpr):
     args = [address, epoch, live, polls, error]
     if TOGETHER == 1:
         word = tl.inline_asm_elementwise(RECEIVE_1, CONSTRAINTS_1, args, dtype=tl.int64, is_pure=False, pack=1)
-    elif TOGETHER == 2:
-        word = tl.inline_asm_elementwise(RECEIVE_2, CONSTRAINTS_2, args, dtype=tl.int64, is_pure=False, pack=2)
     else:
-        word = tl.inline_asm_elementwise(RECEIVE_4, CONSTRAINTS_4, args, dtype=tl.int64, is_pure=False, pack=4)
+        word = tl.inline_asm_elementwise(RECEIVE_2, CONSTRAINTS_2, args, dtype=tl.int64, is_pure=False, pack=2)
     return word
 
 

@@ -9,7 +9,6 @@ MIN_WEIGHTS = 1 << 22
 SHARED_BYTES = 232448 - 2048  # that a program may have, less its barriers
 # XLA's products of more columns than this are as fast as the Triton kernel.
 MAX_SKINNY_COLUMNS = 8192
-MIN_STREAM_ROWS = 1
 MAX_STREAM_ROWS = 64  # that the Mosaic GPU kernel takes: wgmma's M
 MAX_BLOCK_N = 128
 # With more columns, some programs have a second tile when others have none. XLA's products are as fast then.
@@ -82,7 +81,7 @@ def stream_config(num_rows: int, columns: int, size: int, *, one_part: bool = Fa
         size: D.
         one_part: the reader does not sum parts on its way, so that they would cost it a kernel of its own.
     """
-    if not MIN_STREAM_ROWS <= num_rows <= MAX_STREAM_ROWS or columns % 8:
+    if num_rows > MAX_STREAM_ROWS or columns % 8:
         return None
     if columns > MAX_STREAM_COLUMNS or columns * size < MIN_WEIGHTS:
         return None
