@@ -5,13 +5,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jax_triton import triton_call  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
 from pallas_kernels.all_reduce import kernels
 from pallas_kernels.all_reduce.config import EXCHANGE_BLOCK, LINE_DATA_BYTES, POLLS, row_config
 from pallas_kernels.all_reduce.workspace import Peers, WorkspaceLayout
 from pallas_kernels.platform import PTX_VERSION
 from pallas_kernels.residual_norm.reference import NormKind
+from pallas_kernels.triton_call import triton_call
 
 
 def _call(*args: jax.Array, **settings: Any) -> Any:

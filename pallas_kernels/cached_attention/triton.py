@@ -5,7 +5,6 @@ from typing import Any, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax_triton import triton_call  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
 from pallas_kernels.cached_attention import kernels
 from pallas_kernels.paged_attention import ScoreOptions
@@ -13,6 +12,7 @@ from pallas_kernels.paged_attention.config import DecodeConfig, MosaicPrefillCon
 from pallas_kernels.paged_attention.triton import LOG2_E, merge_sizes, paged_attention_triton
 from pallas_kernels.paged_attention.work import assign
 from pallas_kernels.platform import PTX_VERSION
+from pallas_kernels.triton_call import triton_call
 
 WORK_FIELDS = 8  # so that an item lies in one sector of the memory; the last is unused
 

@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax_triton import triton_call  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
 from pallas_kernels.grouped_matmul import kernels
 from pallas_kernels.grouped_matmul.config import (
@@ -22,6 +21,7 @@ from pallas_kernels.grouped_matmul.config import (
     tile_rows,
 )
 from pallas_kernels.platform import PTX_VERSION
+from pallas_kernels.triton_call import triton_call
 
 
 class _Tiles(NamedTuple):

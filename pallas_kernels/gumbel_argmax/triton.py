@@ -2,11 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-from jax_triton import triton_call  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
 from pallas_kernels.gumbel_argmax import kernels
 from pallas_kernels.gumbel_argmax.config import DrawConfig
 from pallas_kernels.platform import PTX_VERSION
+from pallas_kernels.triton_call import triton_call
 
 
 def gumbel_argmax_triton(

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax_triton import triton_call  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
 from pallas_kernels.paged_attention import kernels
 from pallas_kernels.paged_attention.config import (
@@ -26,6 +25,7 @@ from pallas_kernels.paged_attention.config import (
 from pallas_kernels.paged_attention.mosaic_gpu import prefill_mosaic_gpu
 from pallas_kernels.paged_attention.work import assign
 from pallas_kernels.platform import PTX_VERSION
+from pallas_kernels.triton_call import triton_call
 
 LOG2_E = math.log2(math.e)
 # Values that a merging program holds at once.

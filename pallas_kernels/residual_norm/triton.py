@@ -1,11 +1,11 @@
 """Launching the Triton kernel through jax_triton."""
 
 import jax
-from jax_triton import triton_call  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
 from pallas_kernels.platform import PTX_VERSION
 from pallas_kernels.residual_norm.kernels import residual_norm_kernel
 from pallas_kernels.residual_norm.reference import NormKind
+from pallas_kernels.triton_call import triton_call
 
 VALUES_A_THREAD = 8
 

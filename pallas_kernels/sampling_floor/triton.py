@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax_triton import triton_call  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
 from pallas_kernels.platform import PTX_VERSION
 from pallas_kernels.sampling_floor import kernels
 from pallas_kernels.sampling_floor.config import LADDER, FloorConfig
+from pallas_kernels.triton_call import triton_call
 
 
 def sampling_floor_triton(

@@ -2,11 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-from jax_triton import triton_call  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
 from pallas_kernels.platform import PTX_VERSION
 from pallas_kernels.skinny_matmul.config import SkinnyConfig
 from pallas_kernels.skinny_matmul.kernels import matmul_kernel
+from pallas_kernels.triton_call import triton_call
 
 
 def skinny_matmul_triton(x: jax.Array, weight: jax.Array, config: SkinnyConfig) -> jax.Array:

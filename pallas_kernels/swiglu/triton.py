@@ -1,10 +1,10 @@
 """Launching the Triton kernel through jax_triton."""
 
 import jax
-from jax_triton import triton_call  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
 from pallas_kernels.platform import PTX_VERSION
 from pallas_kernels.swiglu.kernels import swiglu_kernel
+from pallas_kernels.triton_call import triton_call
 
 BLOCK_F = 2048
 # 16 bytes of 16-bit values a load.

@@ -5,10 +5,10 @@ XLA sorts for `lax.top_k`, or reduces k times, each a kernel of its own; here a 
 
 import jax
 import jax.numpy as jnp
-from jax_triton import triton_call  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
 from pallas_kernels.platform import PTX_VERSION
 from pallas_kernels.top_k_experts import kernels
+from pallas_kernels.triton_call import triton_call
 
 TOKENS_PER_PROGRAM = 4
 

@@ -1,0 +1,164 @@
+"""Launching Triton kernels: through jax_triton, or as kernels of XLA's own.
+
+jax_triton hands XLA a call to a function that launches the kernel. XLA asks that function before each run whether it is
+ready, which it finds out by hashing the kernel's whole text, and in a CUDA graph the call is a graph within the graph.
+In a step of some hundred kernels that is most of the time the host spends. XLA also takes the text of a kernel itself
+(`__gpu$xla.gpu.ptx`) and then treats it as it does those that it made: a node of the graph, loaded once.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import triton
+from jax.interpreters import mlir
+from jax_triton import triton_call as _jax_triton_call  # type: ignore[import-not-found, import-untyped, unused-ignore]
+from jax_triton import triton_lib
+
+# Marks the calls of this project among those that jax_triton lowers.
+_NATIVE = b"native"
+_TARGET = "__gpu$xla.gpu.ptx"
+
+
+class _Kernel(NamedTuple):
+    """A compiled kernel.
+
+    Attributes:
+        name: its entry point.
+        ptx: its text, whose parameters are the arrays, then one for each result that takes an argument's place.
+        shared_bytes: shared memory a program.
+    """
+
+    name: str
+    ptx: str
+    shared_bytes: int
+
+
+_kernels: dict[Any, _Kernel] = {}
+
+
+def triton_call(*args: Any, native: bool = True, **settings: Any) -> Any:
+    """`jax_triton.triton_call`, by the shorter way where the kernel can take it.
+
+    Args:
+        args: arrays and references to arrays; numbers too, but kernels that take them go the longer way.
+        native: False for the longer way in any case.
+        settings: as of `jax_triton.triton_call`.
+
+    Returns:
+        What `jax_triton.triton_call` returns.
+    """
+    return _jax_triton_call(*args, serialized_metadata=_NATIVE if native else b"", **settings)
+
+
+def _lower(ctx: mlir.LoweringRuleContext, *arrays: Any, **params: Any) -> Sequence[Any]:
+    """In place of jax_triton's rule; what is not of this project, or takes more than arrays, goes on to that."""
+    leaves = _leaves(ctx, params)
+    if leaves is None:
+        lowered: Sequence[Any] = triton_lib.triton_kernel_call_lowering(
+            triton_lib.make_cuda_target, ctx, *arrays, **params
+        )
+        return lowered
+    aliases = dict(params["input_output_aliases"])
+    kernel = _compiled(ctx, leaves, params, num_aliases=len(aliases))
+    num_args = len(leaves)
+    # Results that take an argument's place come after all others, and so does their parameter.
+    outputs = [i for i, leaf in enumerate(leaves) if isinstance(leaf, triton_lib._OutputPlaceholder)]
+    outputs += range(num_args, num_args + len(aliases))
+    grid = triton_lib.normalize_grid(params["grid"], params["metaparams"])
+    attributes: dict[str, Any] = {
+        "name": kernel.name,
+        "kernel_type": "ptx",
+        "kernel_data": kernel.ptx,
+        "shared_mem_bytes": kernel.shared_bytes,
+        "output_indices": outputs,
+    }
+    threads = (32 * params["backend_options"]["num_warps"], 1, 1)
+    for axis, programs, size in zip("xyz", grid, threads, strict=True):
+        attributes |= {f"grid_{axis}": programs, f"block_{axis}": size}
+    rule = jax.ffi.ffi_lowering(
+        _TARGET, api_version=4, operand_output_aliases=aliases, has_side_effect=params["has_side_effect"]
+    )
+    results: Sequence[Any] = rule(ctx, *arrays, **attributes)
+    return results
+
+
+def _leaves(ctx: mlir.LoweringRuleContext, params: Mapping[str, Any]) -> list[Any] | None:
+    """The kernel's arguments in order, arrays and placeholders of results; None if XLA cannot launch it alone."""
+    function = triton_lib.TritonFunction(params["fn"])
+    plain = function.autotuner is None and function.heuristics is None and not params["zeroed_outputs"]
+    if params["serialized_metadata"] != _NATIVE or not plain or params["backend_options"]["num_ctas"] != 1:
+        return None
+    special = (triton_lib._StaticArg, triton_lib._OutputPlaceholder, triton_lib.TensorDescriptor)
+    leaves = jax.tree.leaves(params["in_tree"].unflatten(ctx.avals_in), is_leaf=lambda leaf: isinstance(leaf, special))
+    if any(isinstance(leaf, (triton_lib._StaticArg, triton_lib.TensorDescriptor)) for leaf in leaves):
+        return None
+    # In the order of the results.
+    placed = [leaf.ordinal for leaf in leaves if isinstance(leaf, triton_lib._OutputPlaceholder)]
+    placed += params["input_output_aliases"].values()
+    return leaves if placed == list(range(len(ctx.avals_out))) else None
+
+
+def _compiled(
+    ctx: mlir.LoweringRuleContext, leaves: Sequence[Any], params: Mapping[str, Any], *, num_aliases: int
+) -> _Kernel:
+    """The kernel for arrays of these dtypes; compiled once."""
+    function, options = triton_lib.TritonFunction(params["fn"]), params["backend_options"]
+    target = triton_lib.make_cuda_target(params["compute_capability"], options["num_ctas"])
+    backend = triton.compiler.make_backend(target)
+    arrays = [ctx.avals_out[x.ordinal] if isinstance(x, triton_lib._OutputPlaceholder) else x for x in leaves]
+    spec = triton_lib.KernelSpecialization.build(
+        function.non_constexpr_param_names,
+        arrays,
+        [triton_lib.get_type_id(array) for array in arrays],
+        jax.tree.structure([0] * len(arrays)),
+        [(i,) for i in range(len(arrays))],
+        params["metaparams"],
+        backend,
+    )
+    key = (function._make_cache_key(spec, target, options), num_aliases)
+    if key not in _kernels:
+        # Line numbers would make up half of the text.
+        with triton.knobs.compilation.scope():
+            triton.knobs.compilation.disable_line_info = True
+            *_, result = function._compile_kernel(spec, target, backend, options)
+        if result.global_scratch_size:
+            raise NotImplementedError(f"{result.name} needs scratch memory, which XLA does not give; pass native=False")
+        ptx = with_parameters(result.binary, result.name, len(arrays), num_aliases)
+        _kernels[key] = _Kernel(result.name, ptx, result.shared_mem_bytes)
+    return _kernels[key]
+
+
+def with_parameters(ptx: str, name: str, num_arrays: int, num_more: int) -> str:
+    """The kernel's text with a parameter for each array, and more that it does not read.
+
+    Triton's own at the end, pointers to scratch memory, go.
+
+    Args:
+        ptx: as Triton made it.
+        name: the entry point.
+        num_arrays: N, of the kernel's arguments.
+        num_more: M, results that XLA passes besides, though they lie where an argument does.
+
+    Returns:
+        The text, whose entry point takes N + M pointers.
+
+    Raises:
+        ValueError: the entry point is not as expected, or reads what would go.
+    """
+    entry = re.search(rf"(\.entry {re.escape(name)}\(\n)(.*?)(\n\))", ptx, re.DOTALL)
+    if entry is None:
+        raise ValueError(f"there is no entry point {name} in this text: {ptx[:200]!r}")
+    parameters = [line.rstrip(",") for line in entry[2].splitlines()]
+    body = ptx[entry.end() :]
+    read = [i for i in range(num_arrays, len(parameters)) if re.search(rf"\b{re.escape(name)}_param_{i}\b", body)]
+    if read or len(parameters) < num_arrays:
+        raise ValueError(
+            f"{name} takes {len(parameters)} parameters, and reads those numbered {read} past {num_arrays}"
+        )
+    more = [f"\t.param .u64 .ptr .global .align 1 {name}_result_{i}" for i in range(num_more)]
+    return ptx[: entry.start()] + entry[1] + ",\n".join([*parameters[:num_arrays], *more]) + entry[3] + body
+
+
+mlir.register_lowering(triton_lib.triton_kernel_call_p, _lower, platform="cuda")
