@@ -16,8 +16,8 @@ from jax.interpreters import mlir
 from jax_triton import triton_call as _jax_triton_call  # type: ignore[import-not-found, import-untyped, unused-ignore]
 from jax_triton import triton_lib
 
-# Marks the calls of this project among those that jax_triton lowers.
-_NATIVE = b"native"
+# Marks the calls of this project among all that jax_triton lowers.
+_OURS = b"jaxserve"
 _TARGET = "__gpu$xla.gpu.ptx"
 
 
@@ -38,30 +38,29 @@ class _Kernel(NamedTuple):
 _kernels: dict[Any, _Kernel] = {}
 
 
-def triton_call(*args: Any, native: bool = True, **settings: Any) -> Any:
-    """`jax_triton.triton_call`, by the shorter way where the kernel can take it.
+def triton_call(*args: Any, **settings: Any) -> Any:
+    """`jax_triton.triton_call`, but launched by XLA where the kernel takes nothing but arrays.
 
     Args:
-        args: arrays and references to arrays; numbers too, but kernels that take them go the longer way.
-        native: False for the longer way in any case.
+        args: arrays and references to arrays. Kernels that take numbers too are launched by jax_triton.
         settings: as of `jax_triton.triton_call`.
 
     Returns:
         What `jax_triton.triton_call` returns.
     """
-    return _jax_triton_call(*args, serialized_metadata=_NATIVE if native else b"", **settings)
+    return _jax_triton_call(*args, serialized_metadata=_OURS, **settings)
 
 
 def _lower(ctx: mlir.LoweringRuleContext, *arrays: Any, **params: Any) -> Sequence[Any]:
-    """In place of jax_triton's rule; what is not of this project, or takes more than arrays, goes on to that."""
+    """In place of jax_triton's rule, which gets what is not of this project or takes more than arrays."""
     leaves = _leaves(ctx, params)
-    if leaves is None:
+    aliases = dict(params["input_output_aliases"])
+    kernel = None if leaves is None else _compiled(ctx, leaves, params, num_aliases=len(aliases))
+    if leaves is None or kernel is None:
         lowered: Sequence[Any] = triton_lib.triton_kernel_call_lowering(
             triton_lib.make_cuda_target, ctx, *arrays, **params
         )
         return lowered
-    aliases = dict(params["input_output_aliases"])
-    kernel = _compiled(ctx, leaves, params, num_aliases=len(aliases))
     num_args = len(leaves)
     # Results that take an argument's place come after all others, and so does their parameter.
     outputs = [i for i, leaf in enumerate(leaves) if isinstance(leaf, triton_lib._OutputPlaceholder)]
@@ -85,10 +84,10 @@ def _lower(ctx: mlir.LoweringRuleContext, *arrays: Any, **params: Any) -> Sequen
 
 
 def _leaves(ctx: mlir.LoweringRuleContext, params: Mapping[str, Any]) -> list[Any] | None:
-    """The kernel's arguments in order, arrays and placeholders of results; None if XLA cannot launch it alone."""
+    """The kernel's arguments in order, arrays and placeholders of results; None if XLA cannot launch it by itself."""
     function = triton_lib.TritonFunction(params["fn"])
     plain = function.autotuner is None and function.heuristics is None and not params["zeroed_outputs"]
-    if params["serialized_metadata"] != _NATIVE or not plain or params["backend_options"]["num_ctas"] != 1:
+    if params["serialized_metadata"] != _OURS or not plain or params["backend_options"]["num_ctas"] != 1:
         return None
     special = (triton_lib._StaticArg, triton_lib._OutputPlaceholder, triton_lib.TensorDescriptor)
     leaves = jax.tree.leaves(params["in_tree"].unflatten(ctx.avals_in), is_leaf=lambda leaf: isinstance(leaf, special))
@@ -102,8 +101,8 @@ def _leaves(ctx: mlir.LoweringRuleContext, params: Mapping[str, Any]) -> list[An
 
 def _compiled(
     ctx: mlir.LoweringRuleContext, leaves: Sequence[Any], params: Mapping[str, Any], *, num_aliases: int
-) -> _Kernel:
-    """The kernel for arrays of these dtypes; compiled once."""
+) -> _Kernel | None:
+    """The kernel for arrays of these dtypes, compiled once; None if it needs scratch memory: XLA gives none."""
     function, options = triton_lib.TritonFunction(params["fn"]), params["backend_options"]
     target = triton_lib.make_cuda_target(params["compute_capability"], options["num_ctas"])
     backend = triton.compiler.make_backend(target)
@@ -124,7 +123,7 @@ def _compiled(
             triton.knobs.compilation.disable_line_info = True
             *_, result = function._compile_kernel(spec, target, backend, options)
         if result.global_scratch_size:
-            raise NotImplementedError(f"{result.name} needs scratch memory, which XLA does not give; pass native=False")
+            return None
         ptx = with_parameters(result.binary, result.name, len(arrays), num_aliases)
         _kernels[key] = _Kernel(result.name, ptx, result.shared_mem_bytes)
     return _kernels[key]

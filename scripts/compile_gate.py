@@ -264,6 +264,12 @@ class AbstractModel:
         return nnx.merge(self._graphdef, jax.tree.unflatten(self._treedef, weights))
 
 
+def kernel_calls(text: str) -> list[str]:
+    """The lines of a step's HLO that call kernels of this project."""
+    targets = r'custom_call_target="(__gpu\$xla\.gpu\.ptx|triton_kernel_call_ffi|mosaic_gpu_v2)"'
+    return [line for line in text.splitlines() if re.search(targets, line)]
+
+
 def check_step(mesh: Mesh, bucket: Bucket, *, mosaic: bool = False, skinny: bool = False) -> list[str]:
     """What is wrong with the executable of one bucket, with the kernels that are not the default or without."""
     pool = KVPoolSpec(NUM_LAYERS, 30011, 16, MODEL.num_kv_heads, MODEL.head_dim, jnp.dtype("bfloat16"))
@@ -285,8 +291,7 @@ def check_step(mesh: Mesh, bucket: Bucket, *, mosaic: bool = False, skinny: bool
     text = step.as_text()
     thunks = next(Path(DUMP.name).glob("*run_step*thunk_sequence_after_thunk_passes.txt")).read_text().splitlines()
     outside = [line for line in thunks if line[:1].isdigit()]
-    targets = 'custom_call_target="(triton_kernel_call_ffi|mosaic_gpu_v2)"'
-    calls = [line for line in text.splitlines() if re.search(targets, line)]
+    calls = kernel_calls(text)
     # Only norms give two streams; all of the sampler are given the logits.
     stream = re.escape(f"bf16[{bucket.num_tokens},{MODEL.hidden_size}]{{1,0}}")
     norms = [line for line in calls if re.search(rf"= \({stream}, {stream}\)", line)]
@@ -318,6 +323,8 @@ def check_step(mesh: Mesh, bucket: Bucket, *, mosaic: bool = False, skinny: bool
         problems.append(f"{len(activations)} activations in {NUM_LAYERS} layers")
     if len(sampling) != (SAMPLER_KERNELS if bucket.sampler is SamplerKind.FULL else 0):
         problems.append(f"{len(sampling)} calls of kernels in the sampler")
+    if bucket.decode_only and "triton_kernel_call_ffi" in text:
+        problems.append("Triton kernels are not XLA's own: the host would ask each before every step")
     if mosaic != ("mosaic_gpu_v2" in text):
         problems.append("prompts are not computed by the kernel that should do it")
     # Kernels count on arrays that are aligned.

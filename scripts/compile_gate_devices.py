@@ -116,7 +116,7 @@ def check_step(mesh: Mesh, config: ModelConfig, bucket: Bucket, *, split_stream:
         step: Any = StepCompiler(model, model.weights, mesh, pool, 256, 256).compile(bucket)
     text = step.as_text()
     table = f"s32[1,{layout.table_columns}]"
-    calls = [line for line in text.splitlines() if "triton_kernel_call_ffi" in line and table in line]
+    calls = [line for line in gate.kernel_calls(text) if table in line]
     collectives = sorted(re.findall(COLLECTIVE, text))
     where = f"{num_devices} devices, {bucket}, {config.qk_norm}"
     print(f"{where}: {len(calls)} calls between devices, collectives {collectives}", flush=True)

@@ -134,10 +134,8 @@ def check_step(mesh: Mesh, bucket: Bucket) -> list[str]:
         model = gate.AbstractModel(mesh)
         step: Any = StepCompiler(model, model.weights, mesh, pool, 256, 256).compile(bucket)
     text = step.as_text()
-    calls = text.count('custom_call_target="triton_kernel_call_ffi"')
-    print(
-        f"{bucket}: {calls} Triton calls, {step.memory_analysis().temp_size_in_bytes} bytes of temporaries", flush=True
-    )
+    calls, temporary = len(gate.kernel_calls(text)), step.memory_analysis().temp_size_in_bytes
+    print(f"{bucket}: {calls} calls of kernels, {temporary} bytes of temporaries", flush=True)
     return check_graph("run_step", text, f"step of {bucket.num_tokens} tokens")
 
 
