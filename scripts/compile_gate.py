@@ -55,8 +55,8 @@ from pallas_kernels.residual_norm.api import FEW_ROWS  # noqa: E402
 from pallas_kernels.sampling_floor import sampling_floor  # noqa: E402
 from pallas_kernels.sampling_floor.arg_specs import VOCABULARIES  # noqa: E402
 from pallas_kernels.skinny_matmul import api as skinny_api  # noqa: E402
-from pallas_kernels.skinny_matmul.config import stream_config  # noqa: E402
-from pallas_kernels.skinny_matmul.mosaic_gpu import stream_matmul  # noqa: E402
+from pallas_kernels.skinny_matmul.config import gated_config, stream_config  # noqa: E402
+from pallas_kernels.skinny_matmul.mosaic_gpu import stream_gated_matmul, stream_matmul  # noqa: E402
 from pallas_kernels.swiglu import api as swiglu_api  # noqa: E402
 
 NUM_LAYERS = 4
@@ -223,6 +223,17 @@ def check_stream(mesh: Mesh, columns: int, size: int, *, one_part: bool) -> list
     return check_mosaic_kernel(f"stream_matmul, {columns} x {size}", partial(stream_matmul, config=config), x, weight)
 
 
+def check_gated(mesh: Mesh, columns: int, size: int) -> list[str]:
+    """What is wrong with the Mosaic GPU kernel for gated products of a few rows."""
+    config = gated_config(32, columns, size)
+    assert config is not None
+    sharding = NamedSharding(mesh, PartitionSpec())
+    x = jax.ShapeDtypeStruct((32, size), "bfloat16", sharding=sharding)
+    weight = jax.ShapeDtypeStruct((2, columns, size), "bfloat16", sharding=sharding)
+    where = f"stream_gated_matmul, {columns} x {size}"
+    return check_mosaic_kernel(where, partial(stream_gated_matmul, config=config), x, weight)
+
+
 def check_sampler(mesh: Mesh, num_rows: int, vocab_size: int) -> list[str]:
     """What is wrong with the kernels that restrict and draw."""
 
@@ -376,6 +387,8 @@ def main() -> int:
         problems += check_mosaic(mesh, HEADS[name])
     for columns, size, one_part in ((6144, 4096, True), (4096, 4096, False), (4096, 14336, False)):
         problems += check_stream(mesh, columns, size, one_part=one_part)
+    for columns, size in ((14336, 4096), (7168, 4096), (13824, 5120)):
+        problems += check_gated(mesh, columns, size)
     for step in STEPS:
         problems += check_step(mesh, buckets[step])
     for step in STEPS:

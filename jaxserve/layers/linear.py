@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxserve.layers.parameter import abstract_param
 from jaxserve.sharding import TENSOR_AXIS, tensor_parallel_size
 from pallas_kernels.residual_norm.reference import sum_parts
-from pallas_kernels.skinny_matmul import skinny_matmul
+from pallas_kernels.skinny_matmul import gated_matmul, skinny_matmul
 
 
 def multiply_columns(x: jax.Array, weight: jax.Array, mesh: Mesh, *, split_axis: int) -> jax.Array:
@@ -36,6 +36,26 @@ def multiply_columns(x: jax.Array, weight: jax.Array, mesh: Mesh, *, split_axis:
         split = [None] * split_axis + [TENSOR_AXIS]
         local = jax.shard_map(local, mesh=mesh, in_specs=(P(), P(*split)), out_specs=P(None, *split), check_vma=False)
     return local(x, weight)
+
+
+def multiply_gated(x: jax.Array, weight: jax.Array, mesh: Mesh) -> jax.Array:
+    """silu(gate) * up of both products of a SwiGLU layer, whose outputs are split over the devices.
+
+    Args:
+        x: [T, D], whole on every device.
+        weight: [2, F, D], split by its second axis.
+        mesh: the devices.
+
+    Returns:
+        [T, F] in x's dtype, split by its second axis.
+    """
+    if tensor_parallel_size(mesh) == 1:
+        return gated_matmul(x, weight)
+    columns = P(None, TENSOR_AXIS)
+    inner: jax.Array = jax.shard_map(
+        gated_matmul, mesh=mesh, in_specs=(P(), columns), out_specs=columns, check_vma=False
+    )(x, weight)
+    return inner
 
 
 def multiply_split(x: jax.Array, weight: jax.Array, bias: jax.Array | None, mesh: Mesh) -> jax.Array:

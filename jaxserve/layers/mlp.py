@@ -5,13 +5,10 @@ from typing import Literal
 import jax
 from flax import nnx
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from jaxserve.layers.linear import multiply_columns, multiply_split
+from jaxserve.layers.linear import multiply_columns, multiply_gated, multiply_split
 from jaxserve.layers.parameter import abstract_param
-from jaxserve.sharding import TENSOR_AXIS, tensor_parallel_size
-from pallas_kernels.swiglu import swiglu
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
@@ -133,16 +130,10 @@ class GatedMLP(FeedForward):
         self.mesh = mesh
 
     def _inner(self, x: jax.Array) -> jax.Array:
+        if self.activation == "silu" and self.gate_up_proj.bias is None:
+            return multiply_gated(x, self.gate_up_proj.weight[...], self.mesh)
         gate_up = self.gate_up_proj(x)
-        if self.activation != "silu":
-            return activate(gate_up[:, 0], self.activation) * gate_up[:, 1]
-        if tensor_parallel_size(self.mesh) == 1:
-            return swiglu(gate_up)
-        specs = P(None, None, TENSOR_AXIS), P(None, TENSOR_AXIS)
-        inner: jax.Array = jax.shard_map(
-            swiglu, mesh=self.mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False
-        )(gate_up)
-        return inner
+        return activate(gate_up[:, 0], self.activation) * gate_up[:, 1]
 
 
 class PlainMLP(FeedForward):

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.platform import Implementation, is_hopper, pick_implementation, triton_can_run
-from pallas_kernels.skinny_matmul.config import skinny_config, stream_config
-from pallas_kernels.skinny_matmul.reference import skinny_matmul_reference
+from pallas_kernels.residual_norm.reference import sum_parts
+from pallas_kernels.skinny_matmul.config import gated_config, skinny_config, stream_config
+from pallas_kernels.skinny_matmul.reference import gated_matmul_reference, skinny_matmul_reference
+from pallas_kernels.swiglu import swiglu
 
 SkinnyImplementation = Implementation | Literal["mosaic_gpu"]
 
@@ -43,7 +45,7 @@ def skinny_matmul(
         )
     stream = stream_config(x.shape[0], *weight.shape, one_part=one_part)
     takes_16_bits = x.dtype in (jnp.bfloat16, jnp.float16)
-    if implementation is None and SKINNY_BY_DEFAULT and stream and takes_16_bits and triton_can_run() and is_hopper():
+    if implementation is None and stream and takes_16_bits and _picks_mosaic():
         implementation = "mosaic_gpu"
     if implementation == "mosaic_gpu":
         if stream is None or not takes_16_bits:
@@ -63,3 +65,45 @@ def skinny_matmul(
     from pallas_kernels.skinny_matmul.triton import skinny_matmul_triton
 
     return skinny_matmul_triton(x, weight, config)
+
+
+def gated_matmul(
+    x: jax.Array, weight: jax.Array, *, implementation: Literal["reference", "mosaic_gpu"] | None = None
+) -> jax.Array:
+    """silu(x @ weight[0].T) * (x @ weight[1].T): the first half of a SwiGLU layer (Shazeer 2020).
+
+    Args:
+        x: [T, D].
+        weight: [2, F, D], the gate's matrix and the other, in x's dtype.
+        implementation: `reference`; `mosaic_gpu`, for up to 64 rows of 16-bit values on Hopper GPUs; or None: that one
+            where it can run, else `skinny_matmul` and `swiglu`, one after the other.
+
+    Returns:
+        [T, F] in x's dtype.
+
+    Raises:
+        ValueError: shapes or dtypes contradict each other, or the implementation is unknown or does not fit the shapes.
+    """
+    if x.ndim != 2 or weight.ndim != 3 or weight.shape[::2] != (2, x.shape[1]) or x.dtype != weight.dtype:
+        raise ValueError(
+            f"x must be [T, D] and weight [2, F, D] of one dtype; got {x.dtype}{x.shape} and "
+            f"{weight.dtype}{weight.shape}"
+        )
+    if implementation not in (None, "reference", "mosaic_gpu"):
+        raise ValueError(f"unknown implementation {implementation!r}; there are: reference, mosaic_gpu")
+    config = gated_config(x.shape[0], *weight.shape[1:])
+    fits = config is not None and x.dtype in (jnp.bfloat16, jnp.float16)
+    if implementation == "reference":
+        return gated_matmul_reference(x, weight)
+    if implementation is None and not (fits and _picks_mosaic()):
+        parts = skinny_matmul(x, weight.reshape(-1, weight.shape[2]), one_part=True)
+        return swiglu(sum_parts(parts, x.dtype).reshape(x.shape[0], *weight.shape[:2]))
+    if config is None or not fits:
+        raise ValueError(f"mosaic_gpu does not take {x.dtype}{x.shape} by {weight.shape}; leave implementation None")
+    from pallas_kernels.skinny_matmul.mosaic_gpu import stream_gated_matmul
+
+    return stream_gated_matmul(x, weight, config)
+
+
+def _picks_mosaic() -> bool:
+    return SKINNY_BY_DEFAULT and triton_can_run() and is_hopper()

@@ -11,6 +11,7 @@ SHARED_BYTES = 232448 - 2048  # that a program may have, less its barriers
 MAX_SKINNY_COLUMNS = 8192
 MAX_STREAM_ROWS = 64  # that the Mosaic GPU kernel takes: wgmma's M
 MAX_BLOCK_N = 128
+MIN_STAGES = 4  # of a gated product: with fewer, wide blocks are not worth their width
 # With more columns, some programs have a second tile when others have none. XLA's products are as fast then.
 MAX_STREAM_COLUMNS = NUM_SMS * MAX_BLOCK_N
 
@@ -92,6 +93,28 @@ def stream_config(num_rows: int, columns: int, size: int, *, one_part: bool = Fa
     else:
         config = one_tile_each(columns, parts=2, block_d=128)
     return config if size % (config.parts * config.block_d) == 0 else None
+
+
+def gated_config(num_rows: int, columns: int, size: int) -> StreamConfig | None:
+    """How the Mosaic GPU kernel computes a gated product of [T, D] with [2, F, D]; None where it does not fit.
+
+    Args:
+        num_rows: T.
+        columns: F.
+        size: D.
+    """
+    if num_rows > MAX_STREAM_ROWS or columns % 8 or 2 * columns * size < MIN_WEIGHTS:
+        return None
+    rounds = -(-columns // (NUM_SMS * MAX_BLOCK_N))
+    # As wide as leaves each program as many tiles as another.
+    tile = -(-columns // (rounds * NUM_SMS * 8)) * 8
+    # The result's tile, and that of the matrix that is not the gate's.
+    shared = SHARED_BYTES - MAX_STREAM_ROWS * tile * (2 + 4)
+    stages = {block_d: shared // (2 * block_d * (MAX_STREAM_ROWS + 2 * tile)) for block_d in (64, 128)}
+    block_d = 128 if stages[128] >= MIN_STAGES else 64
+    if size % block_d or stages[block_d] < MIN_STAGES:
+        return None
+    return StreamConfig(2 * tile, min(12, stages[block_d]), block_d=block_d)
 
 
 def one_tile_each(columns: int, *, parts: int, block_d: int) -> StreamConfig:

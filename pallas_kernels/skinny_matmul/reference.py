@@ -3,9 +3,17 @@
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.swiglu.reference import swiglu_reference
+
 
 def skinny_matmul_reference(x: jax.Array, weight: jax.Array) -> jax.Array:
     """See `skinny_matmul`: one part."""
     # Without this a GPU would round float32 inputs to TF32.
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jnp.einsum("td,nd->tn", x, weight, precision=precision)[None]
+
+
+def gated_matmul_reference(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """See `gated_matmul`."""
+    gate_up = skinny_matmul_reference(x, weight.reshape(-1, weight.shape[2]))[0]
+    return swiglu_reference(gate_up.reshape(x.shape[0], *weight.shape[:2]))
