@@ -2,7 +2,7 @@
 
 Such a product takes as long as reading the weights, if they keep coming. One warpgroup of a program does nothing but
 fetch: blocks of the weight's rows, and of all rows of x, go through a ring in shared memory, several blocks ahead. Two
-others multiply, each half of the columns. In a gated product one of them computes columns of the gate, the other the same
+others multiply, each half of the columns. In a gated product one computes columns of the gate, the other the same
 columns of the other matrix, which it hands over through shared memory.
 """
 
