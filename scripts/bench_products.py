@@ -4,10 +4,11 @@
     python scripts/bench_products.py --check --json FILE             # Llama-3.1-8B's matrices on a GPU
     python scripts/bench_products.py --tp 2 --rows 1 32              # what one of two GPUs holds of them
 
-A product is timed as a step runs it: queries, keys and values alone; gate and up with SwiGLU; the two that end in the
-residual stream with the sum and norm after them. Each timing is of several with weights of their own, so that none is
-found in the cache, in one CUDA graph: from the start of its first kernel to the end of its last as the profiler saw
-them, which adds about half a microsecond a kernel. The floor is the weights' bytes over the bandwidth.
+A product is timed as a step runs it: queries, keys and values (qkv) alone; gate and up with SwiGLU; the two that end in
+the residual stream (out, down) with the sum and norm after them. Each timing is of several with weights of their own, so
+that none is found in the cache, in one CUDA graph: from the start of its first kernel to the end of its last as the
+profiler saw them, which adds about half a microsecond a kernel. The floor is the weights' bytes over the bandwidth.
+Mosaic GPU's kernels are timed with few rows too, where steps have others.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import numpy as np
 from jaxserve.models.registry import load_config
 from pallas_kernels.residual_norm import residual_norm
 from pallas_kernels.residual_norm.reference import sum_parts
-from pallas_kernels.skinny_matmul.config import gated_config, skinny_config, stream_config
+from pallas_kernels.skinny_matmul.config import FEW_ROWS, gated_config, skinny_config, stream_config
 from pallas_kernels.skinny_matmul.mosaic_gpu import stream_gated_matmul, stream_matmul
 from pallas_kernels.skinny_matmul.reference import gated_matmul_reference, skinny_matmul_reference
 from pallas_kernels.skinny_matmul.triton import skinny_matmul_triton
@@ -46,7 +47,7 @@ def products(rows: int, columns: int, size: int, *, one_part: bool) -> dict[str,
     found: dict[str, Product] = {"xla": skinny_matmul_reference}
     if (config := skinny_config(rows, columns, size)) is not None:
         found["triton"] = partial(skinny_matmul_triton, config=config)
-    if (stream := stream_config(rows, columns, size, one_part=one_part)) is not None:
+    if (stream := stream_config(max(rows, FEW_ROWS + 1), columns, size, one_part=one_part)) is not None:
         found["mosaic_gpu"] = partial(stream_matmul, config=stream)
     return found
 
@@ -77,7 +78,7 @@ def cases(rows: int, model: str, tp: int) -> dict[str, tuple[tuple[int, ...], di
         name: partial(with_swiglu, product)
         for name, product in products(rows, 2 * inner, hidden, one_part=True).items()
     }
-    if (tiles := gated_config(rows, inner, hidden)) is not None:
+    if (tiles := gated_config(max(rows, FEW_ROWS + 1), inner, hidden)) is not None:
         gated["mosaic_gpu, gated"] = partial(stream_gated_matmul, config=tiles)
 
     def ways(columns: int, size: int, reader: Any, *, one_part: bool) -> tuple[tuple[int, ...], dict[str, Product]]:
@@ -122,6 +123,8 @@ def main() -> None:
     parser.add_argument("--model", default=str(ROOT / "benchmarks/models/llama-3.1-8b"), help="its config is enough")
     parser.add_argument("--tp", type=int, default=1, help="over how many GPUs its matrices are split (default: 1)")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 16, 32, 64])
+    parser.add_argument("--products", nargs="+", default=["qkv", "out", "gate and up", "down"])
+    parser.add_argument("--ways", nargs="+", help="implementations to time (default: all that take it)")
     parser.add_argument("--check", action="store_true", help="compare with the reference first")
     parser.add_argument("--json", type=Path, help="write the JSON here, after each product")
     args = parser.parse_args()
@@ -135,6 +138,9 @@ def main() -> None:
     }
     for rows in args.rows:
         for name, (shape, ways) in cases(rows, args.model, args.tp).items():
+            if name not in args.products:
+                continue
+            ways = {way: compute for way, compute in ways.items() if way in (args.ways or ways)}
             keys = jax.random.split(jax.random.key(rows), WEIGHTS + 1)
             x = jax.random.normal(keys[0], (rows, shape[-1]), jnp.bfloat16)
             weights = [0.02 * jax.random.normal(key, shape, jnp.bfloat16) for key in keys[1:]]

@@ -12,6 +12,11 @@ MAX_SKINNY_COLUMNS = 8192
 MAX_STREAM_ROWS = 64  # that the Mosaic GPU kernel takes: wgmma's M
 MAX_BLOCK_N = 128
 MIN_STAGES = 4  # of a gated product: with fewer, wide blocks are not worth their width
+# Up to so many rows, each program of the Mosaic GPU kernels waits longer at its beginning and end than rows take, so that
+# Triton's smaller programs are faster where the summed axis is cut, and XLA's where tiles would be wide.
+FEW_ROWS = 16
+NARROW_COLUMNS = 5000  # with fewer, programs are too few for the card, and Triton's kernel cuts the summed axis
+WIDE_TILE = 64  # columns of each matrix of a gated product
 # With more columns, some programs have a second tile when others have none. XLA's products are as fast then.
 MAX_STREAM_COLUMNS = NUM_SMS * MAX_BLOCK_N
 
@@ -62,8 +67,7 @@ def skinny_config(num_rows: int, columns: int, size: int) -> SkinnyConfig | None
     """
     if num_rows > 32 or columns > MAX_SKINNY_COLUMNS or columns * size < MIN_WEIGHTS:
         return None
-    # Fewer columns than this leave programs too few for the card, and D is cut.
-    narrow = columns < 5000
+    narrow = columns < NARROW_COLUMNS
     if num_rows > 16:
         candidates = [SkinnyConfig(64, 128, 2, 4, 4)] if narrow else [SkinnyConfig(16, 256, 2, 4)]
     elif narrow and size > 8192:
@@ -85,6 +89,8 @@ def stream_config(num_rows: int, columns: int, size: int, *, one_part: bool = Fa
     if num_rows > MAX_STREAM_ROWS or columns % 8:
         return None
     if columns > MAX_STREAM_COLUMNS or columns * size < MIN_WEIGHTS:
+        return None
+    if num_rows <= FEW_ROWS and columns < NARROW_COLUMNS and skinny_config(num_rows, columns, size) is not None:
         return None
     if one_part:
         config = one_tile_each(columns, parts=1, block_d=128)
@@ -108,6 +114,8 @@ def gated_config(num_rows: int, columns: int, size: int) -> StreamConfig | None:
     rounds = -(-columns // (NUM_SMS * MAX_BLOCK_N))
     # As wide as leaves each program as many tiles as another.
     tile = -(-columns // (rounds * NUM_SMS * 8)) * 8
+    if num_rows <= FEW_ROWS and tile > WIDE_TILE:
+        return None
     # The result's tile, and that of the matrix that is not the gate's.
     shared = SHARED_BYTES - MAX_STREAM_ROWS * tile * (2 + 4)
     stages = {block_d: shared // (2 * block_d * (MAX_STREAM_ROWS + 2 * tile)) for block_d in (64, 128)}
