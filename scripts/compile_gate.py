@@ -320,7 +320,7 @@ def check_step(mesh: Mesh, bucket: Bucket, *, mosaic: bool = False, skinny: bool
         problems.append(f"only {memory.alias_size_in_bytes} bytes written in place; the pool has {pool_bytes}")
     if memory.temp_size_in_bytes >= pool_bytes // NUM_LAYERS:
         problems.append(f"{memory.temp_size_in_bytes} bytes of temporaries would hold a layer's pool")
-    if re.search(rf"= bf16\[{pool.num_pages},\S* copy\(", text):
+    if re.search(rf"= bf16\[{pool.shape[0]},\S* copy\(", text):
         problems.append("the pool is copied")
     if len(outside) != 1 or "kCommandBuffer" not in outside[0]:
         problems.append(f"not one command buffer, but {[line[5:40].strip() for line in outside[:8]]}")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxserve.config import EngineConfig
 from jaxserve.models.checkpoint.loader import LoadedModel
 from jaxserve.runner.buckets import Buckets
-from jaxserve.runner.kv_pool import CPU_POOL_BYTES, KVPoolSpec, pages_in_memory
+from jaxserve.runner.kv_pool import CPU_POOL_BYTES, KVPoolSpec, most_pages, pages_in_memory
 from jaxserve.runner.model_runner import StepCompiler
 
 # What XLA needs to try candidates in: the pool is there when most steps are compiled.
@@ -35,8 +35,16 @@ class PoolSizer:
         self._step_bytes: Future[int] | None = None
 
     def start(self, described: LoadedModel) -> None:
-        """Begin to find out what the largest step needs, from a model whose weights are only described."""
-        if self._config.num_pages is not None or self._on_cpu:
+        """Begin to find out what the largest step needs, from a model whose weights are only described.
+
+        Raises:
+            ConfigError: the pool that the settings ask for has more slots than can be counted.
+        """
+        if self._config.num_pages is not None:
+            # Refused now and not when the weights are there, if there are too many.
+            self._spec(described, self._config.num_pages)
+            return
+        if self._on_cpu:
             return
         compiler = StepCompiler(
             described,
@@ -73,7 +81,7 @@ class PoolSizer:
             used_bytes=max(s["bytes_in_use"] for s in stats),
             step_bytes=step_bytes + COMPILER_BYTES,
         )
-        return self._spec(loaded, num_pages)
+        return self._spec(loaded, min(num_pages, most_pages(loaded.config.num_layers, self._config.page_size)))
 
     def _pages_a_sequence(self, model: LoadedModel) -> int:
         return -(-model.max_model_len // self._config.page_size)

@@ -23,8 +23,9 @@ class AttentionMetadata:
 
     Attributes:
         positions: [T] position of each token in its sequence.
-        slot_mapping: [T] slot of the pool that each token's key and value go to; out of range for padding.
-        page_table: [S, max_pages] pages of each sequence.
+        slot_mapping: [T] slot that each token's key and value go to, counted from a layer's first page; past the whole
+            array of the pool for padding.
+        page_table: [S, max_pages] pages of each sequence, counted likewise.
         query_start_loc: [S + 1] first row of each sequence's tokens.
         seq_lens: [S] tokens of each sequence, this step's included.
         decode_only: every sequence has at most one token in the step, T == S, token i of sequence i. Static.
@@ -46,6 +47,7 @@ def attend(
     k: jax.Array,
     v: jax.Array,
     kv_pages: jax.Array,
+    first_page: jax.Array,
     metadata: AttentionMetadata,
     *,
     mesh: Mesh,
@@ -55,13 +57,14 @@ def attend(
     soft_cap: float | None = None,
     alibi_slopes: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Rotate a step's queries and keys, write its keys and values into one layer's pages, attend over them.
+    """Rotate a step's queries and keys, write its keys and values into a layer's pages, attend over them.
 
     Args:
         q: [T, K, G, H] queries, grouped by kv head.
         k: [T, K, H] keys.
         v: [T, K, H] values.
-        kv_pages: [P, 2, page_size, K, H] the layer's pages.
+        kv_pages: [L * P, 2, page_size, K, H] the pages of all layers.
+        first_page: [1] int32, where the layer's begin.
         metadata: where the tokens lie.
         mesh: the devices; K must divide by the size of its tensor axis.
         scale: factor on the scores.
@@ -72,14 +75,15 @@ def attend(
         alibi_slopes: [K, G] float32, split over K like the heads; None adds no bias.
 
     Returns:
-        The attended values [T, K, G, H] and the pages with the step's tokens in them.
+        The attended values [T, K, G, H] and the pages with the step's tokens in the layer's.
     """
     m = metadata
     # Where q, k and v are pieces of one product, XLA sees that this is the product itself, and copies nothing.
     qkv = jnp.concatenate([q, k[:, :, None], v[:, :, None]], axis=2)
     options = (("scale", scale), ("window", window), ("soft_cap", soft_cap), ("decode_only", m.decode_only))
+    where = m.slot_mapping, m.page_table, m.query_start_loc, m.seq_lens
     attended: tuple[jax.Array, jax.Array] = _attend_locally(
-        mesh, options, qkv, cos_sin, kv_pages, m.slot_mapping, m.page_table, m.query_start_loc, m.seq_lens, alibi_slopes
+        mesh, options, qkv, cos_sin, kv_pages, *where, first_page, alibi_slopes
     )
     return attended
 
@@ -87,18 +91,18 @@ def attend(
 @partial(jax.jit, static_argnums=(0, 1))
 def _attend_locally(mesh: Mesh, options: tuple[tuple[str, Any], ...], *args: jax.Array | None) -> Any:
     """`cached_attention` on each device's heads. A function of its own, so that layers of different structure share it:
-    a kernel for prompts takes a second to lower."""
+    a kernel for prompts takes a second to lower. Hence, too, the first page is an array."""
     heads, whole = P(None, TENSOR_AXIS), P()
 
     @partial(
         jax.shard_map,
         mesh=mesh,
-        in_specs=(heads, whole, KV_PAGES_SPEC, whole, whole, whole, whole, P(TENSOR_AXIS)),
+        in_specs=(heads, whole, KV_PAGES_SPEC, whole, whole, whole, whole, whole, P(TENSOR_AXIS)),
         out_specs=(heads, KV_PAGES_SPEC),
         check_vma=False,
     )
     def local(*args: jax.Array) -> tuple[jax.Array, jax.Array]:
-        *arguments, slopes = args
-        return cached_attention(*arguments, alibi_slopes=slopes, **dict(options))
+        *arguments, first_page, slopes = args
+        return cached_attention(*arguments, first_page=first_page, alibi_slopes=slopes, **dict(options))
 
     return local(*args)

@@ -80,10 +80,11 @@ class SelfAttention(nnx.Module):
         positions: TokenPositions,
         metadata: AttentionMetadata,
         kv_pages: jax.Array,
+        first_page: jax.Array,
         peers: Peers | None,
     ) -> tuple[Pieces, jax.Array]:
-        """[T, D] and one layer's pages to [parts, T, D] as `multiply_split` leaves them, and the pages with the step's
-        tokens in them."""
+        """[T, D] and the pages of all layers, this one's from first_page [1] on, to [parts, T, D] as `multiply_split`
+        leaves them, and the pages with the step's tokens in them."""
         q, k, v = (_joined(rows) for rows in zip(*map(self.qkv_proj, x), strict=True))
         if isinstance(self.q_norm, WholeNorm) and isinstance(self.k_norm, WholeNorm):
             q, k = norm_over_heads(q, k, self.q_norm, self.k_norm, self.mesh, peers)
@@ -96,6 +97,7 @@ class SelfAttention(nnx.Module):
             k,
             v,
             kv_pages,
+            first_page,
             metadata,
             mesh=self.mesh,
             scale=self.scale,
@@ -142,6 +144,7 @@ class DecoderLayer(nnx.Module):
         positions: TokenPositions,
         metadata: AttentionMetadata,
         kv_pages: jax.Array,
+        first_page: jax.Array,
         peers: Peers | None,
     ) -> tuple[Pieces, Pieces, jax.Array]:
         """Run the layer.
@@ -154,7 +157,8 @@ class DecoderLayer(nnx.Module):
                 nothing.
             positions: what the tokens get from their positions.
             metadata: where the tokens lie.
-            kv_pages: the layer's pages.
+            kv_pages: the pages of all layers.
+            first_page: [1] int32, where the layer's begin.
             peers: how the devices reach each other's memory; None leaves sums over them to XLA.
 
         Returns:
@@ -162,7 +166,7 @@ class DecoderLayer(nnx.Module):
         """
         deltas = (None,) * len(x) if delta is None else delta
         x, normed = self._normed(x, deltas, self.attention_norm, peers)
-        parts, kv_pages = self.self_attn(normed, positions, metadata, kv_pages, peers)
+        parts, kv_pages = self.self_attn(normed, positions, metadata, kv_pages, first_page, peers)
         attended = tuple(self._finished(rows, self.attention_post_norm, peers) for rows in parts)
         if self.parallel:
             before = normed if self.mlp_norm is None else tuple(map(self.mlp_norm, x))
@@ -270,14 +274,14 @@ class Decoder(nnx.Module):
         self.logn_scales = table(config.logn_length is not None, (rows,), "position")
 
     def __call__(
-        self, token_ids: jax.Array, metadata: AttentionMetadata, kv_pages: tuple[jax.Array, ...]
-    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        self, token_ids: jax.Array, metadata: AttentionMetadata, kv_pages: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """Run the layers over one step's tokens.
 
         Args:
             token_ids: [T] int32.
             metadata: where the tokens lie.
-            kv_pages: one array [P, 2, page_size, K, H] a layer.
+            kv_pages: [L * P, 2, page_size, K, H], page p of layer l at l * P + p.
 
         Returns:
             The normalised hidden states [T, D], and the pages with the step's keys and values.
@@ -289,15 +293,16 @@ class Decoder(nnx.Module):
             x = x * jnp.asarray(self.config.embedding_multiplier, x.dtype)
         if self.embed_positions is not None:
             x = x + self.embed_positions.embed(metadata.positions)
-        written = []
         pieces, delta = _cut(x, self._num_pieces(x.shape[0])), None
-        for layer, pages in zip(self.layers, kv_pages, strict=True):
+        num_pages = kv_pages.shape[0] // len(self.layers)
+        for i, layer in enumerate(self.layers):
             graphdef, state = nnx.split(layer)
-            pieces, delta, pages = _run_layer(graphdef, state, pieces, delta, positions, metadata, pages, peers)
-            written.append(pages)
+            first_page = jnp.full(1, i * num_pages, jnp.int32)
+            args = (pieces, delta, positions, metadata, kv_pages, first_page, peers)
+            pieces, delta, kv_pages = _run_layer(graphdef, state, *args)
         deltas = (None,) * len(pieces) if delta is None else delta
         normed = [add_and_norm(*piece, self.norm, self.mesh, peers)[1] for piece in zip(pieces, deltas, strict=True)]
-        return _joined(normed), tuple(written)
+        return _joined(normed), kv_pages
 
     def _num_pieces(self, num_tokens: int) -> int:
         """Into how many pieces a step's rows are cut: two where XLA sums many over the devices, so that one piece is

@@ -1,4 +1,4 @@
-"""The KV pool's arrays and their size."""
+"""The KV pool's array and its size."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,9 @@ from jaxserve.layers.attention import KV_PAGES_SPEC
 CPU_POOL_BYTES = 1 << 30
 # Left over for the allocator's rounding and the small arrays of steps in flight.
 MEMORY_MARGIN_BYTES = 256 << 20
+# Slots of all layers are counted in int32. Padding's lie past them, in the last layer at up to twice their number plus
+# the tokens of a step, for which two million are left.
+MAX_SLOTS = 2**30 - 2**20
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,15 @@ class KVPoolSpec:
     """Shape of the pool.
 
     Attributes:
-        num_layers: arrays in the pool.
-        num_pages: pages, page 0 (never handed out) included.
+        num_layers: L.
+        num_pages: P, pages that each layer has, page 0 (never handed out) included.
         page_size: tokens a page.
         num_kv_heads: K over all devices, replicated heads counted.
         head_dim: H.
         dtype: of keys and values.
+
+    Raises:
+        ConfigError: more than MAX_SLOTS tokens times layers.
     """
 
     num_layers: int
@@ -36,10 +42,19 @@ class KVPoolSpec:
     head_dim: int
     dtype: jnp.dtype
 
+    def __post_init__(self) -> None:
+        most = most_pages(self.num_layers, self.page_size)
+        if self.num_pages > most:
+            raise ConfigError(
+                f"a KV pool of {self.num_pages} pages of {self.page_size} tokens in {self.num_layers} layers is larger "
+                f"than slots can be counted in 32 bits; lower num_pages to at most {most}"
+            )
+
     @property
-    def layer_shape(self) -> tuple[int, int, int, int, int]:
-        """[P, 2, page_size, K, H], one layer's array."""
-        return (self.num_pages, 2, self.page_size, self.num_kv_heads, self.head_dim)
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """[L * P, 2, page_size, K, H], page p of layer l at l * P + p: each array more would cost the host time in
+        every step."""
+        return (self.num_layers * self.num_pages, 2, self.page_size, self.num_kv_heads, self.head_dim)
 
     @property
     def page_bytes(self) -> int:
@@ -47,18 +62,20 @@ class KVPoolSpec:
         slot = 2 * self.num_kv_heads * self.head_dim * jnp.dtype(self.dtype).itemsize
         return self.num_layers * self.page_size * slot
 
-    def abstract(self, mesh: Mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """The pool's arrays by shape and sharding, for compiling before they exist."""
-        sharding = NamedSharding(mesh, KV_PAGES_SPEC)
-        return tuple(
-            jax.ShapeDtypeStruct(self.layer_shape, self.dtype, sharding=sharding) for _ in range(self.num_layers)
-        )
+    def abstract(self, mesh: Mesh) -> jax.ShapeDtypeStruct:
+        """The pool's array by shape and sharding, for compiling before it exists."""
+        return jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=NamedSharding(mesh, KV_PAGES_SPEC))
 
-    def allocate(self, mesh: Mesh) -> tuple[jax.Array, ...]:
+    def allocate(self, mesh: Mesh) -> jax.Array:
         """The pool, zeroed, each device making its own part."""
         sharding = NamedSharding(mesh, KV_PAGES_SPEC)
-        zeros = jax.jit(partial(jnp.zeros, self.layer_shape, self.dtype), out_shardings=sharding)
-        return tuple(zeros() for _ in range(self.num_layers))
+        zeros: jax.Array = jax.jit(partial(jnp.zeros, self.shape, self.dtype), out_shardings=sharding)()
+        return zeros
+
+
+def most_pages(num_layers: int, page_size: int) -> int:
+    """Pages that a pool can have, however much memory there is."""
+    return MAX_SLOTS // (num_layers * page_size)
 
 
 def pages_in_memory(*, page_bytes: int, num_devices: int, limit_bytes: int, used_bytes: int, step_bytes: int) -> int:

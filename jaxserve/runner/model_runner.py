@@ -21,7 +21,6 @@ from jaxserve.runner.kv_pool import KVPoolSpec
 from jaxserve.runner.packing import packed_layout
 from jaxserve.runner.step_function import (
     DeviceState,
-    KVPages,
     MergesWeights,
     Weights,
     copy_pages,
@@ -38,7 +37,7 @@ CUBLAS_TOKENS = range(48, 1025)
 # How long the end of a runner waits for a compilation under way.
 STOP_COMPILING_S = 3.0
 
-Step = Callable[[Weights, KVPages, DeviceState, jax.Array, jax.Array], tuple[KVPages, DeviceState, jax.Array]]
+Step = Callable[[Weights, jax.Array, DeviceState, jax.Array, jax.Array], tuple[jax.Array, DeviceState, jax.Array]]
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class ModelRunner:
         self._background: BackgroundCompiler[Step] | None = None
         self._last_dispatch = float("-inf")
         self._mesh, self._pool = mesh, pool
-        self._kv_pages: KVPages = ()
+        self._kv_pages: jax.Array | None = None
         self._state = DeviceState(
             *(jax.device_put(np.zeros(a.shape, a.dtype), self._replicated) for a in self._compiler.abstract_state)
         )
@@ -109,10 +108,12 @@ class ModelRunner:
         """The executables so far, for those who look at what was compiled."""
         return self._steps
 
-    def allocate(self) -> None:
-        """Take the pool's memory, if that was not done yet. What compiles before has that memory to try kernels in."""
-        if not self._kv_pages:
+    def allocate(self) -> jax.Array:
+        """The pool, whose memory is taken if that was not done yet. What compiles before has that memory to try kernels
+        in."""
+        if self._kv_pages is None:
             self._kv_pages = self._pool.allocate(self._mesh)
+        return self._kv_pages
 
     def compile_ahead(self, on_progress: ProgressCallback = no_progress) -> None:
         """Compile a bucket for every step in parallel threads, run each on padding, and return; those that fit closer
@@ -154,7 +155,6 @@ class ModelRunner:
 
     def dispatch(self, plan: StepPlan) -> DispatchedStep:
         """Start a step; returns without waiting for the device."""
-        self.allocate()
         self._batch.assign(plan.new_slots)
         self._copy_pages(plan.page_copies)
         num_tokens = plan.num_tokens
@@ -196,7 +196,7 @@ class ModelRunner:
         on_device = jax.device_put(packed, self._replicated)
         used = self._used.pop() if self._used else jax.device_put(np.zeros(self._num_slots, np.int32), self._replicated)
         self._kv_pages, self._state, sampled = self._steps[bucket](
-            self._weights, self._kv_pages, self._state, on_device, used
+            self._weights, self.allocate(), self._state, on_device, used
         )
         self._unread[id(sampled)] = sampled
         return sampled
@@ -210,7 +210,7 @@ class ModelRunner:
         for sources, targets in _columns(copies, _COPIES_A_CALL, padding=self._num_pages):
             # Padding copies the last page to nowhere.
             sources = np.minimum(sources, self._num_pages - 1)
-            self._kv_pages = self._compiler.copy_pages(self._kv_pages, sources, targets)
+            self._kv_pages = self._compiler.copy_pages(self.allocate(), sources, targets)
 
     def _upload_surplus_pages(self, plan: StepPlan, limit: int) -> StepPlan:
         """Send page-table entries beyond what the bucket carries ahead of the step (a long prompt's cached prefix)."""
@@ -245,18 +245,14 @@ class StepCompiler:
             jax.ShapeDtypeStruct((max_num_seqs,), jnp.int32, sharding=self._replicated),
             jax.ShapeDtypeStruct((max_num_seqs, max_pages), jnp.int32, sharding=self._replicated),
         )
-        kv_shardings = tuple(a.sharding for a in self._kv_pages)
-        self.copy_pages = jax.jit(copy_pages, donate_argnums=0, out_shardings=kv_shardings)
+        copy = partial(copy_pages, num_layers=pool.num_layers)
+        self.copy_pages = jax.jit(copy, donate_argnums=0, out_shardings=self._kv_pages.sharding)
         self.update_page_table = jax.jit(update_page_table, donate_argnums=0, out_shardings=self._replicated)
 
     def compile(self, bucket: Bucket) -> Step:
         """The executable of one bucket. Thread-safe."""
         step = partial(run_step, self._model, bucket, self._pool.page_size)
-        shardings = (
-            tuple(a.sharding for a in self._kv_pages),
-            _tree(self._replicated, self._replicated),
-            self._replicated,
-        )
+        shardings = (self._kv_pages.sharding, _tree(self._replicated, self._replicated), self._replicated)
         packed = jax.ShapeDtypeStruct((packed_layout(bucket).size,), jnp.int32, sharding=self._replicated)
         lowered = jax.jit(step, donate_argnums=(1, 2, 4), out_shardings=shardings).lower(
             self._weights, self._kv_pages, self.abstract_state, packed, self.abstract_state.last_tokens

@@ -12,7 +12,6 @@ from jaxserve.runner.packing import SAMPLER_FIELDS, packed_layout
 from jaxserve.runner.sampler import sample
 
 Weights = tuple[jax.Array, ...]
-KVPages = tuple[jax.Array, ...]
 
 
 class DeviceState(NamedTuple):
@@ -31,8 +30,8 @@ class CausalLM(Protocol):
     """What the step needs of a model."""
 
     def __call__(
-        self, token_ids: jax.Array, metadata: AttentionMetadata, kv_pages: KVPages
-    ) -> tuple[jax.Array, KVPages]: ...
+        self, token_ids: jax.Array, metadata: AttentionMetadata, kv_pages: jax.Array
+    ) -> tuple[jax.Array, jax.Array]: ...
 
     def greedy_tokens(self, hidden: jax.Array) -> jax.Array: ...
 
@@ -52,9 +51,17 @@ def update_page_table(page_table: jax.Array, rows: jax.Array, columns: jax.Array
     return page_table.at[rows, columns].set(pages, mode="drop")
 
 
-def copy_pages(kv_pages: KVPages, sources: jax.Array, targets: jax.Array) -> KVPages:
-    """Copy pages [C] onto others in every layer (copy on write); targets out of range are dropped."""
-    return tuple(layer.at[targets].set(layer[sources], mode="drop") for layer in kv_pages)
+def copy_pages(kv_pages: jax.Array, sources: jax.Array, targets: jax.Array, *, num_layers: int) -> jax.Array:
+    """Copy pages [C] onto others in every layer (copy on write); targets from a layer's number of pages on are dropped.
+
+    By rows of the whole array: XLA would turn a view by layers round, and copy all of it, to index its second axis.
+    """
+    num_rows = kv_pages.shape[0]
+    num_pages = num_rows // num_layers
+    first = jnp.arange(num_layers, dtype=jnp.int32)[:, None] * num_pages
+    # Past a layer's pages lie those of the next.
+    target_rows = jnp.where(targets < num_pages, first + targets, num_rows)
+    return kv_pages.at[target_rows].set(kv_pages[first + sources], mode="drop")
 
 
 def run_step(
@@ -62,11 +69,11 @@ def run_step(
     bucket: Bucket,
     page_size: int,
     weights: Weights,
-    kv_pages: KVPages,
+    kv_pages: jax.Array,
     state: DeviceState,
     packed: jax.Array,
     used: jax.Array,
-) -> tuple[KVPages, DeviceState, jax.Array]:
+) -> tuple[jax.Array, DeviceState, jax.Array]:
     """Compute one step of a bucket.
 
     Args:
@@ -74,7 +81,7 @@ def run_step(
         bucket: the shapes.
         page_size: tokens a page.
         weights: the model's arrays. Kept.
-        kv_pages: the pool, one [P, 2, page_size, K, H] a layer. Donated.
+        kv_pages: [L * P, 2, page_size, K, H], the pool. Donated.
         state: donated.
         packed: int32, `packed_layout(bucket)`.
         used: [max_num_seqs] int32, tokens of a step that were read and nobody will read any more. Donated: the sampled
@@ -123,7 +130,7 @@ def _attention_metadata(
     page_table: jax.Array,
     bucket: Bucket,
     page_size: int,
-    kv_pages: KVPages,
+    kv_pages: jax.Array,
 ) -> AttentionMetadata:
     """Positions and slots of the tokens, from where their sequences begin and end."""
     token = jnp.arange(bucket.num_tokens, dtype=jnp.int32)
@@ -136,8 +143,8 @@ def _attention_metadata(
     real = token < query_start_loc[-1]
     position = jnp.where(real, seq_lens[seq] - query_start_loc[seq + 1] + token, 0)
     slot = page_table[seq, position // page_size] * page_size + position % page_size
-    # Padding tokens get distinct slots past the pool, where writes are dropped.
-    past_pool = kv_pages[0].shape[0] * page_size
+    # Padding tokens get distinct slots past the pool of all layers, where each of them drops writes.
+    past_pool = kv_pages.shape[0] * page_size
     return AttentionMetadata(
         positions=position,
         slot_mapping=jnp.where(real, slot, past_pool + token),

@@ -36,6 +36,7 @@ def decode_kernel(
     kv_pages,
     page_table,
     work,
+    first_page,
     arrived,
     alibi_slopes,
     out,
@@ -62,9 +63,10 @@ def decode_kernel(
 
     Grid (K, items). work [items, 8] says of each item: its sequence (-1: nothing to do), the first and the end of
     its keys, which chunk it is, how many chunks the sequence has, its length with the new token, and the page of
-    that token. The last chunk also takes the new token's own key and value, straight from qkv, and writes them into
-    the pool; no other program reads them. The last program to arrive at a sequence's counter merges its chunks, and
-    leaves the counter at 0.
+    that token, counted like the page table from first_page [1], the row of kv_pages where the layer's pages begin. The
+    last chunk also takes the new token's own key and value, straight from qkv, and writes them into the pool; no other
+    program reads them. The last program to arrive at a sequence's counter merges its chunks, and leaves the counter at
+    0.
     """
     head = tl.program_id(0)
     item = tl.program_id(1)
@@ -75,6 +77,8 @@ def decode_kernel(
     num_chunks = tl.load(work + item * 8 + 4)
     seq_len = tl.load(work + item * 8 + 5)
     new_page = tl.load(work + item * 8 + 6).to(tl.int64)
+    # Waits for nothing but its address, as the item does.
+    kv_pages += tl.load(first_page).to(tl.int64) * (2 * PAGE_SIZE * K * H)
     if seq < 0:
         return
     g = tl.arange(0, BLOCK_G)

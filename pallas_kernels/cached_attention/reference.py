@@ -31,6 +31,16 @@ def rotate(x: jax.Array, cos_sin: jax.Array) -> jax.Array:
     return jnp.concatenate(parts, axis=-1).astype(x.dtype)
 
 
+def places_in_array(
+    slot_mapping: jax.Array, page_table: jax.Array, first_page: jax.Array | None, page_size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Slots [T] and pages [S, max_pages] of a layer whose page 0 is row first_page [1] of an array, counted in that
+    array. Slots past the array stay past it."""
+    if first_page is None:
+        return slot_mapping, page_table
+    return slot_mapping + first_page * page_size, page_table + first_page
+
+
 def cached_attention_reference(
     qkv: jax.Array,
     cos_sin: jax.Array | None,
@@ -39,11 +49,14 @@ def cached_attention_reference(
     page_table: jax.Array,
     query_start_loc: jax.Array,
     seq_lens: jax.Array,
+    *,
+    first_page: jax.Array | None = None,
     **options: Unpack[ScoreOptions],
 ) -> tuple[jax.Array, jax.Array]:
     """See `cached_attention`."""
     q, k, v = qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
     if cos_sin is not None:
         q, k = rotate(q, cos_sin), rotate(k, cos_sin)
+    slot_mapping, page_table = places_in_array(slot_mapping, page_table, first_page, kv_pages.shape[2])
     kv_pages = kv_cache_update(kv_pages, k, v, slot_mapping)
     return paged_attention_reference(q, kv_pages, page_table, query_start_loc, seq_lens, **options), kv_pages

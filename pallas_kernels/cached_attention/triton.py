@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.cached_attention import kernels
+from pallas_kernels.cached_attention.reference import places_in_array
 from pallas_kernels.paged_attention import ScoreOptions
 from pallas_kernels.paged_attention.config import DecodeConfig, MosaicPrefillConfig, decode_config, padded_head_dim
 from pallas_kernels.paged_attention.triton import LOG2_E, merge_sizes, paged_attention_triton
@@ -26,6 +27,7 @@ def cached_attention_triton(
     query_start_loc: jax.Array,
     seq_lens: jax.Array,
     *,
+    first_page: jax.Array | None = None,
     decode_only: bool = False,
     decode: DecodeConfig | None = None,
     prefill: MosaicPrefillConfig | None = None,
@@ -33,7 +35,8 @@ def cached_attention_triton(
 ) -> tuple[jax.Array, jax.Array]:
     """See `cached_attention`. `decode` overrides the tile sizes of the decode kernel, `prefill` the prefill kernel."""
     if decode_only:
-        return _decode(qkv, cos_sin, kv_pages, page_table, seq_lens, decode, options)
+        return _decode(qkv, cos_sin, kv_pages, page_table, seq_lens, first_page, decode, options)
+    slot_mapping, page_table = places_in_array(slot_mapping, page_table, first_page, kv_pages.shape[2])
     q, kv_pages = _rotate_and_write(qkv, cos_sin, kv_pages, slot_mapping)
     out = paged_attention_triton(q, kv_pages, page_table, query_start_loc, seq_lens, **options, prefill=prefill)
     return out, kv_pages
@@ -121,6 +124,7 @@ def _decode(
     kv_pages: jax.Array,
     page_table: jax.Array,
     seq_lens: jax.Array,
+    first_page: jax.Array | None,
     config: DecodeConfig | None,
     options: ScoreOptions,
 ) -> tuple[jax.Array, jax.Array]:
@@ -140,6 +144,7 @@ def _decode(
         pool,
         page_table,
         work,
+        jnp.zeros(1, jnp.int32) if first_page is None else first_page,
         # Written by the kernel, but 0 again when it ends, so that all layers may share one array.
         jnp.zeros(num_seqs * num_kv_heads, jnp.int32),
         seq_lens if slopes is None else slopes,

@@ -13,6 +13,7 @@ from jaxserve.config import EngineConfig
 from jaxserve.engine import build
 from jaxserve.engine.build import build_core
 from jaxserve.errors import CheckpointError, ConfigError
+from jaxserve.runner.kv_pool import KVPoolSpec, most_pages
 from tests.support.recorded_models import DATA
 
 
@@ -53,11 +54,20 @@ def test_settings_that_contradict_model_or_devices_are_refused(changes: dict[str
         build_core(config(**changes))
 
 
-def test_a_pool_larger_than_the_memory_is_refused_with_what_to_change() -> None:
+def test_a_pool_of_more_slots_than_can_be_counted_is_refused_with_what_to_change() -> None:
+    with pytest.raises(ConfigError, match=rf"32 bits; lower num_pages to at most {most_pages(2, 4)}"):
+        build_core(config(num_pages=2**30))
+
+
+def test_a_pool_larger_than_the_memory_is_refused_with_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    def allocate(*args: object) -> jax.Array:
+        return jnp.zeros((2**46,), jnp.int8).block_until_ready()
+
+    monkeypatch.setattr(KVPoolSpec, "allocate", allocate)
     with pytest.raises(
         ConfigError, match=r"memory ran out while .* KV pool; lower num_pages, .*gpu_memory_utilization"
     ):
-        build_core(config(num_pages=2**30))
+        build_core(config())
 
 
 def test_weights_larger_than_the_memory_are_refused_with_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:

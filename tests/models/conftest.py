@@ -36,7 +36,7 @@ def _hidden_and_logits(
     weights: tuple[jax.Array, ...],
     token_ids: jax.Array,
     metadata: AttentionMetadata,
-    kv_pages: tuple[jax.Array, ...],
+    kv_pages: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     model = nnx.merge(graphdef, jax.tree.unflatten(treedef, weights))
     hidden, _ = model(token_ids, metadata, kv_pages)
@@ -47,7 +47,7 @@ def _metadata(lengths: Sequence[int]) -> AttentionMetadata:
     """Whole prompts one after the other, padded to MAX_TOKENS; their pages lie scattered over the pool."""
     page_table = np.zeros((MAX_SEQS, MAX_PAGES), np.int32)
     positions = np.zeros(MAX_TOKENS, np.int32)
-    slots = np.full(MAX_TOKENS, MAX_SEQS * MAX_PAGES * PAGE_SIZE * 2, np.int32)
+    slots = np.full(MAX_TOKENS, 2**30, np.int32)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     for s, length in enumerate(lengths):
         page_table[s] = 1 + np.arange(MAX_PAGES) * MAX_SEQS + s
@@ -69,10 +69,10 @@ def _run(model: LoadedModel, prompts: Sequence[Sequence[int]]) -> tuple[jax.Arra
     lengths = [len(p) for p in prompts]
     token_ids = np.zeros(MAX_TOKENS, np.int32)
     token_ids[: sum(lengths)] = np.concatenate(prompts)
-    shape = (1 + MAX_SEQS * MAX_PAGES, 2, PAGE_SIZE, model.num_kv_heads, model.config.head_dim)
+    rows = model.config.num_layers * (1 + MAX_SEQS * MAX_PAGES)
+    shape = (rows, 2, PAGE_SIZE, model.num_kv_heads, model.config.head_dim)
     sharding = jax.sharding.NamedSharding(model.mesh, KV_PAGES_SPEC)
-    pages = tuple(jnp.zeros(shape, model.dtype, device=sharding) for _ in range(model.config.num_layers))
-    args = jnp.asarray(token_ids), _metadata(lengths), pages
+    args = jnp.asarray(token_ids), _metadata(lengths), jnp.zeros(shape, model.dtype, device=sharding)
     return _hidden_and_logits(model.graphdef, model.treedef, model.weights, *args)
 
 

@@ -123,6 +123,7 @@ def run(case: Any) -> tuple[jax.Array, ...]:
     options["decode"] = DecodeConfig(**options["decode"])
     options["alibi_slopes"] = jnp.asarray(case["alibi_slopes"]) if "alibi_slopes" in case else None
     if operation == "cached_attention":
+        options["first_page"] = jnp.asarray(case["first_page"]) if "first_page" in case else None
         return cached.cached_attention_triton(*arguments, **options)
     options["prefill"] = PrefillConfig(**options["prefill"])
     return (paged.paged_attention_triton(*arguments, **options),)

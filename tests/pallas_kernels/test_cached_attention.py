@@ -16,6 +16,7 @@ from tests.pallas_kernels.cases import SCALE, SCORES, attention_case, slopes
 from tests.pallas_kernels.interpreter import KernelCase, interpret_cases
 
 NAMES = ("qkv", "cos_sin", "kv_pages", "slot_mapping", "page_table", "query_start_loc", "seq_lens")
+OTHERS = 7.5
 DECODE = DecodeConfig(block_n=16, num_warps=4, num_stages=2, programs_per_sm=1)
 ONE_LONG = BatchSpec(((1, 3), (1, 900), (1, 16), (1, 17), (1, 1)))
 
@@ -47,6 +48,19 @@ def arguments(heads: HeadSpec, batch: BatchSpec, *, rotated: int, decode_only: b
     return {name: value for name, value in zip(NAMES, values, strict=True) if rotated or name != "cos_sin"}
 
 
+def among_other_layers(args: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray, slice]:
+    """The arguments with the pool as the second of three layers of one array, the others full of OTHERS; the page that
+    it begins at; and its rows. Padding's slots lie past the whole array."""
+    pool, slots = args["kv_pages"], args["slot_mapping"]
+    num_pages, num_slots = len(pool), len(pool) * pool.shape[2]
+    others = np.full_like(pool, OTHERS)
+    several = args | {
+        "kv_pages": np.concatenate([others, pool, others]),
+        "slot_mapping": np.where(slots < num_slots, slots, slots + 2 * num_slots),
+    }
+    return several, np.array([num_pages], np.int32), slice(num_pages, 2 * num_pages)
+
+
 def test_the_reference_is_rotation_then_cache_update_then_attention() -> None:
     args = arguments(HEADS["demo"], BATCHES["mixed"], rotated=64, decode_only=False)
     out, pool = jax.jit(lambda *a: cached_attention(*a, scale=SCALE))(*args.values())
@@ -55,6 +69,26 @@ def test_the_reference_is_rotation_then_cache_update_then_attention() -> None:
     written = kv_cache_update(jnp.asarray(kv_pages), k, v, slot_mapping)
     np.testing.assert_allclose(pool, written, atol=1e-6)
     np.testing.assert_allclose(out, paged_attention(q, written, *metadata, scale=SCALE), atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", ["decode", "mixed"])
+def test_a_layer_whose_pages_begin_elsewhere_is_computed_as_alone_and_leaves_other_layers_untouched(batch: str) -> None:
+    args = arguments(HEADS["demo"], BATCHES[batch], rotated=64, decode_only=False)
+    out, alone = cached_attention(*map(jnp.asarray, args.values()), scale=SCALE)
+    several, first_page, own = among_other_layers(args)
+    *_, written = result = cached_attention(*map(jnp.asarray, several.values()), first_page=first_page, scale=SCALE)
+    np.testing.assert_array_equal(result[0], out)
+    np.testing.assert_array_equal(written[own], alone)
+    assert (np.delete(written, own, axis=0) == OTHERS).all()
+
+
+def test_layers_that_begin_at_different_pages_share_what_is_compiled() -> None:
+    args = arguments(HEADS["demo"], BATCHES["decode"], rotated=64, decode_only=False)
+    several, *_ = among_other_layers(args)
+    attend = jax.jit(lambda first_page, *rest: cached_attention(*rest, first_page=first_page, scale=SCALE))
+    pools = [attend(jnp.full(1, first, jnp.int32), *several.values())[1] for first in (0, len(args["kv_pages"]))]
+    assert attend._cache_size() == 1
+    assert not np.array_equal(*pools, equal_nan=True)
 
 
 def test_rotation_turns_pairs_by_their_angle_and_keeps_what_lies_past_the_rotated_part() -> None:
@@ -69,12 +103,13 @@ def test_rotation_turns_pairs_by_their_angle_and_keeps_what_lies_past_the_rotate
         ({"qkv": np.zeros((7, 2, 2, 64), np.float32)}, r"must be \[T, K, G \+ 2, H\]"),
         ({"slot_mapping": np.zeros(3, np.int32)}, "one slot a row"),
         ({"cos_sin": np.zeros((7, 2, 33), np.float32)}, "R at most H"),
+        ({"first_page": np.zeros((), np.int32)}, r"first_page must be \[1\] int32"),
     ],
 )
 def test_shapes_that_contradict_each_other_are_refused(change: dict[str, np.ndarray], message: str) -> None:
     args = arguments(HEADS["demo"], BATCHES["decode"], rotated=64, decode_only=False) | change
     with pytest.raises(ValueError, match=message):
-        cached_attention(*args.values(), scale=SCALE)
+        cached_attention(**args, scale=SCALE)
 
 
 def test_decode_only_with_more_rows_than_sequences_is_refused() -> None:
@@ -92,6 +127,8 @@ def _cases() -> dict[str, tuple[str, BatchSpec, dict[str, object]]]:
     for rotated in (0, 16):
         cases[f"{rotated} rotated, decode"] = ("demo", ONE_LONG, {**decode, "rotated": rotated})
         cases[f"{rotated} rotated, mixed"] = ("demo", BATCHES["mixed"], {"rotated": rotated})
+    cases["second of three layers, decode"] = ("demo", ONE_LONG, {**decode, "layers": True})
+    cases["second of three layers, mixed"] = ("demo", BATCHES["mixed"], {"layers": True})
     for name, scores in SCORES.items():
         cases[f"{name}, decode"] = ("demo", ONE_LONG, {**decode, "scores": scores})
     cases["all three, mixed"] = ("demo", BATCHES["mixed"], {"scores": SCORES["all three"]})
@@ -112,6 +149,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[np
         args = arguments(spec, batch, rotated=rotated, decode_only=decode_only)
         scores = dict(special.get("scores", {}))
         extra = {"alibi_slopes": slopes(spec)} if scores.pop("alibi", False) else {}
+        if special.get("layers"):
+            args, extra["first_page"], _ = among_other_layers(args)
         right = cached_attention(
             *(jnp.asarray(args[n]) if n in args else None for n in NAMES), scale=SCALE, **scores, **extra
         )

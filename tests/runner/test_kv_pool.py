@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxserve.errors import ConfigError
-from jaxserve.runner.kv_pool import MEMORY_MARGIN_BYTES, KVPoolSpec, pages_in_memory
+from jaxserve.runner.kv_pool import MEMORY_MARGIN_BYTES, KVPoolSpec, most_pages, pages_in_memory
 from jaxserve.sharding import make_mesh
 
 GIB = 2**30
@@ -29,10 +29,19 @@ def test_a_page_holds_keys_and_values_of_its_tokens_in_all_layers() -> None:
 
 @pytest.mark.parametrize("num_devices", [1, 4])
 def test_the_pool_has_the_size_it_says_and_is_split_over_heads(num_devices: int) -> None:
-    arrays = spec().allocate(make_mesh(num_devices))
-    assert sum(a.nbytes for a in arrays) == 10 * spec().page_bytes
-    assert {a.addressable_shards[0].data.shape for a in arrays} == {(10, 2, 16, 4 // num_devices, 64)}
-    assert not any(a.any() for a in arrays)
+    pool = spec().allocate(make_mesh(num_devices))
+    assert pool.nbytes == 10 * spec().page_bytes
+    assert {shard.data.shape for shard in pool.addressable_shards} == {(3 * 10, 2, 16, 4 // num_devices, 64)}
+    assert not pool.any()
+
+
+def test_a_pool_whose_slots_cannot_be_counted_is_refused_with_the_most_pages() -> None:
+    most = most_pages(3, 16)
+    # The last slot of padding: past all layers, in the last of them, at the end of a step of a million tokens.
+    num_slots = spec(num_pages=most).shape[0] * 16
+    assert num_slots + 2 * (num_slots // 3) + 10**6 < 2**31
+    with pytest.raises(ConfigError, match=rf"lower num_pages to at most {most}"):
+        spec(num_pages=most + 1)
 
 
 def test_pages_fill_what_weights_step_and_margin_leave() -> None:

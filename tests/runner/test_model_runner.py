@@ -14,6 +14,7 @@ from jaxserve.request import SamplingParams
 from jaxserve.runner import buckets, model_runner
 from jaxserve.runner.buckets import SamplerKind
 from jaxserve.runner.model_runner import DispatchedStep, ModelRunner
+from jaxserve.runner.step_function import copy_pages
 from tests.support.recorded_models import Recording
 from tests.support.written_plan import Entry, plan
 
@@ -31,7 +32,8 @@ def pages(first: int, num_tokens: int, start: int = 0) -> tuple[tuple[int, int],
 
 def pool(runner: ModelRunner) -> np.ndarray:
     """[layers, P, 2, page_size, K, H]"""
-    return np.stack([np.asarray(layer) for layer in runner._kv_pages])
+    pages = np.asarray(runner.allocate())
+    return pages.reshape(runner._pool.num_layers, runner._pool.num_pages, *pages.shape[1:])
 
 
 def run(runner: ModelRunner, *args: Any, **options: Any) -> list[int]:
@@ -51,7 +53,7 @@ def test_what_a_step_keeps_stays_where_it_is_and_sampled_tokens_take_turns(runne
     for step in range(12):
         entry = Entry(2, 0, SHORT, pages(5, 30), GREEDY) if step == 0 else Entry(2, len(SHORT) + step - 1)
         handles.append(runner.dispatch(plan(step, entry)))
-        seen.add(tuple(array.unsafe_buffer_pointer() for array in (*runner._kv_pages, *runner._state)))
+        seen.add(tuple(array.unsafe_buffer_pointer() for array in (runner.allocate(), *runner._state)))
         if step > 0:
             # As in the engine, a step is in flight when the next is started.
             tokens += runner.collect(handles[step - 1])
@@ -140,6 +142,26 @@ def test_copying_changes_the_target_pages_and_no_other(runner: ModelRunner) -> N
     assert np.abs(expected[:, 40]).sum() > 0
 
 
+def test_copies_onto_pages_that_there_are_not_are_dropped_in_every_layer() -> None:
+    """Past the pages of one layer lie those of the next."""
+    pages = jnp.arange(3 * 5 * 2, dtype=jnp.float32).reshape(15, 2, 1, 1, 1)
+    sources, targets = jnp.array([1, 2, 4, 3]), jnp.array([5, 0, 9, 16])
+    copied = np.asarray(copy_pages(pages, sources, targets, num_layers=3)).reshape(3, 5, 2)
+    expected = np.asarray(pages).reshape(3, 5, 2).copy()
+    expected[:, 0] = expected[:, 2]
+    np.testing.assert_array_equal(copied, expected)
+
+
+def test_each_layer_writes_the_slots_of_the_tokens_among_its_own_pages(runner: ModelRunner) -> None:
+    """Five tokens in a shape of sixteen, whose padding no layer may write anywhere."""
+    run(runner, 0, Entry(1, 0, LONG[:5], ((0, 33), (1, 20)), GREEDY))
+    first, second = pool(runner)
+    for layer in (first, second):
+        slots = zip(*np.nonzero(layer.any(axis=(1, 3, 4))), strict=True)
+        assert sorted(slots) == [(20, 0), (33, 0), (33, 1), (33, 2), (33, 3)]
+    assert not np.array_equal(first, second)
+
+
 def test_a_step_writes_the_slots_of_its_tokens_and_no_other(runner: ModelRunner) -> None:
     """Five tokens in a shape of sixteen, on pages of a pool that held something before."""
     run(runner, 0, Entry(0, 0, LONG, pages(1, 41), GREEDY))
@@ -195,7 +217,7 @@ def test_steps_run_in_the_first_shapes_until_closer_ones_are_compiled_in_the_bac
 
 def test_the_pool_is_updated_in_place(runner: ModelRunner) -> None:
     def addresses() -> list[int]:
-        return [shard.data.unsafe_buffer_pointer() for layer in runner._kv_pages for shard in layer.addressable_shards]
+        return [shard.data.unsafe_buffer_pointer() for shard in runner.allocate().addressable_shards]
 
     run(runner, 0, Entry(0, 0, SHORT, pages(1, 30), GREEDY))
     before = addresses()
@@ -207,7 +229,7 @@ def test_the_pool_is_updated_in_place(runner: ModelRunner) -> None:
 
 def test_every_shape_gives_its_pool_and_state_to_the_next_step(runner: ModelRunner) -> None:
     """What XLA aliases between arguments and results of a step covers all that stays on the device."""
-    kept = sum(a.nbytes for a in (*runner._kv_pages, *runner._state))
+    kept = sum(a.nbytes for a in (runner.allocate(), *runner._state))
     for num_tokens in (1, 4):
         compiled: Any = runner._compiler.compile(runner._buckets.pick(num_tokens, SamplerKind.FULL))
         assert compiled.memory_analysis().alias_size_in_bytes >= kept
