@@ -12,7 +12,8 @@ MAX_SKINNY_COLUMNS = 8192
 MAX_STREAM_ROWS = 64  # that the Mosaic GPU kernel takes: wgmma's M
 MAX_BLOCK_N = 128
 MIN_STAGES = 4  # of a gated product: with fewer, wide blocks are not worth their width
-# Up to so many rows Triton's kernels are faster than Mosaic GPU's.
+# Up to so many rows Triton's kernel is faster than Mosaic GPU's where the summed axis is cut, and XLA's where tiles would
+# be wide.
 FEW_ROWS = 16
 NARROW_COLUMNS = 5000  # with fewer, programs are too few for the card, and Triton's kernel cuts the summed axis
 WIDE_TILE = 64  # columns of each matrix of a gated product

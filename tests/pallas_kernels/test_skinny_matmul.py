@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.skinny_matmul import gated_matmul, skinny_matmul
+from pallas_kernels.skinny_matmul import skinny_matmul
 from pallas_kernels.skinny_matmul.config import SkinnyConfig, skinny_config
 from tests.pallas_kernels.interpreter import KernelCase, interpret_cases
 
@@ -19,19 +19,11 @@ CASES = {
 }
 
 
-# The same of gated products: columns of each matrix.
-GATED_CASES = {
-    "gated, whole tiles": (16, 32, 64, SkinnyConfig(16, 32, 1, 2)),
-    "gated, columns end inside a tile": (5, 40, 64, SkinnyConfig(16, 32, 1, 2)),
-    "gated, one row": (1, 32, 96, SkinnyConfig(16, 32, 1, 2)),
-}
-
-
-def arguments(rows: int, *weight: int) -> dict[str, np.ndarray]:
+def arguments(rows: int, columns: int, size: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(rows)
     return {
-        "x": rng.standard_normal((rows, weight[-1])).astype(np.float32),
-        "weight": rng.standard_normal(weight).astype(np.float32),
+        "x": rng.standard_normal((rows, size)).astype(np.float32),
+        "weight": rng.standard_normal((columns, size)).astype(np.float32),
     }
 
 
@@ -40,10 +32,6 @@ def kernel_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[n
     cases = {
         name: KernelCase(arguments(*sizes), {"operation": "skinny_matmul", "config": asdict(config)})
         for name, (*sizes, config) in CASES.items()
-    }
-    cases |= {
-        name: KernelCase(arguments(rows, 2, *sizes), {"operation": "gated_matmul", "config": asdict(config)})
-        for name, (rows, *sizes, config) in GATED_CASES.items()
     }
     return interpret_cases(tmp_path_factory.mktemp("cases"), cases)
 
@@ -59,18 +47,6 @@ def test_the_parts_sum_to_the_product(case: str, kernel_results: dict[str, list[
     reference = skinny_matmul(*map(jnp.asarray, args.values()))
     assert reference.shape == (1, *product.shape)
     np.testing.assert_allclose(reference[0], product, atol=1e-4)
-
-
-@pytest.mark.parametrize("case", GATED_CASES)
-def test_a_gated_product_is_silu_of_one_product_times_the_other(
-    case: str, kernel_results: dict[str, list[np.ndarray]]
-) -> None:
-    rows, *sizes, _ = GATED_CASES[case]
-    args = arguments(rows, 2, *sizes)
-    gate, up = (args["x"].astype(np.float64) @ matrix.astype(np.float64).T for matrix in args["weight"])
-    wanted = gate / (1 + np.exp(-gate)) * up
-    np.testing.assert_allclose(kernel_results[case][0], wanted, atol=1e-3)
-    np.testing.assert_allclose(gated_matmul(*map(jnp.asarray, args.values())), wanted, atol=1e-3)
 
 
 def test_each_part_is_the_product_over_its_own_stretch_of_the_summed_axis(
