@@ -12,7 +12,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxserve.errors import DeviceLostError
-from jaxserve.models.decoder import PIECES_FROM_ROWS
 from jaxserve.progress import ProgressCallback, no_progress
 from jaxserve.runner.buckets import Bucket, Buckets, SamplerKind
 from jaxserve.runner.compile_ahead import BackgroundCompiler, compile_all
@@ -266,17 +265,13 @@ class StepCompiler:
 
 
 def _compiler_options(bucket: Bucket) -> dict[str, bool | int | float | str] | None:
-    """What XLA is told beyond its defaults.
+    """What XLA is told beyond its defaults: where cuBLAS's products are the fastest, to try no others.
 
-    Where cuBLAS's products are the fastest, to try no others: they are timed alone, where XLA's own at times look
-    faster, and are slower among the other kernels of a step. And not to make one product of two pieces of a step's rows
-    with the same weights: it would wait for both pieces.
+    They are timed alone, where XLA's own at times look faster, and are slower among the other kernels of a step.
     """
-    if jax.default_backend() != "gpu":
+    if jax.default_backend() != "gpu" or bucket.num_tokens not in CUBLAS_TOKENS:
         return None
-    if bucket.num_tokens in CUBLAS_TOKENS:
-        return {"xla_gpu_enable_triton_gemm": False}
-    return {"xla_gpu_dot_merger_threshold_mb": 0} if bucket.num_tokens >= PIECES_FROM_ROWS else None
+    return {"xla_gpu_enable_triton_gemm": False}
 
 
 def _tree(*leaves: Any) -> DeviceState:
