@@ -1,6 +1,6 @@
 """The decoder that every family is a variant of: one module, whose switches are in ModelConfig."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,13 +23,6 @@ from jaxserve.models.config import ModelConfig
 from jaxserve.models.head_layout import HeadLayout
 from jaxserve.sharding import constrain, tensor_parallel_size
 from pallas_kernels.all_reduce import Peers, WorkspaceLayout, why_no_peers
-
-# Rows of a step over several devices from which they are cut into two pieces.
-PIECES_FROM_ROWS = 4096
-
-# A step's rows [T, D], or [parts, T, D], in one piece or several: between attention and attention, each row is computed
-# by itself.
-Pieces = tuple[jax.Array, ...]
 
 
 @jax.tree_util.register_dataclass
@@ -76,16 +69,16 @@ class SelfAttention(nnx.Module):
 
     def __call__(
         self,
-        x: Pieces,
+        x: jax.Array,
         positions: TokenPositions,
         metadata: AttentionMetadata,
         kv_pages: jax.Array,
         first_page: jax.Array,
         peers: Peers | None,
-    ) -> tuple[Pieces, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array]:
         """[T, D] and the pages of all layers, this one's from first_page [1] on, to [parts, T, D] as `multiply_split`
         leaves them, and the pages with the step's tokens in them."""
-        q, k, v = (_joined(rows) for rows in zip(*map(self.qkv_proj, x), strict=True))
+        q, k, v = self.qkv_proj(x)
         if isinstance(self.q_norm, WholeNorm) and isinstance(self.k_norm, WholeNorm):
             q, k = norm_over_heads(q, k, self.q_norm, self.k_norm, self.mesh, peers)
         elif isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
@@ -106,7 +99,7 @@ class SelfAttention(nnx.Module):
             soft_cap=self.soft_cap,
             alibi_slopes=positions.alibi_slopes,
         )
-        return tuple(map(self.o_proj.in_parts, _cut(out, len(x)))), kv_pages
+        return self.o_proj.in_parts(out), kv_pages
 
 
 class DecoderLayer(nnx.Module):
@@ -139,14 +132,14 @@ class DecoderLayer(nnx.Module):
 
     def __call__(
         self,
-        x: Pieces,
-        delta: Pieces | None,
+        x: jax.Array,
+        delta: jax.Array | None,
         positions: TokenPositions,
         metadata: AttentionMetadata,
         kv_pages: jax.Array,
         first_page: jax.Array,
         peers: Peers | None,
-    ) -> tuple[Pieces, Pieces, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Run the layer.
 
         The last sum of a layer is left to the next one, which makes it together with its first norm.
@@ -164,26 +157,14 @@ class DecoderLayer(nnx.Module):
         Returns:
             The residual stream, what is to be added to it, and the pages with the step's tokens in them.
         """
-        deltas = (None,) * len(x) if delta is None else delta
-        x, normed = self._normed(x, deltas, self.attention_norm, peers)
-        parts, kv_pages = self.self_attn(normed, positions, metadata, kv_pages, first_page, peers)
-        attended = tuple(self._finished(rows, self.attention_post_norm, peers) for rows in parts)
+        x, normed = add_and_norm(x, delta, self.attention_norm, self.mesh, peers)
+        attended, kv_pages = self.self_attn(normed, positions, metadata, kv_pages, first_page, peers)
+        attended = self._finished(attended, self.attention_post_norm, peers)
         if self.parallel:
-            before = normed if self.mlp_norm is None else tuple(map(self.mlp_norm, x))
-            outs = tuple(self._fed_forward(rows, peers) for rows in before)
-            return x, tuple(self._both(*both, peers) for both in zip(attended, outs, strict=True)), kv_pages
-        x, normed = self._normed(x, attended, self.mlp_norm, peers)
-        return x, tuple(self._fed_forward(rows, peers) for rows in normed), kv_pages
-
-    def _normed(
-        self, x: Pieces, deltas: tuple[jax.Array | None, ...], norm: RMSNorm | LayerNorm | None, peers: Peers | None
-    ) -> tuple[Pieces, Pieces]:
-        """`add_and_norm` of each piece."""
-        results = [add_and_norm(*piece, norm, self.mesh, peers) for piece in zip(x, deltas, strict=True)]
-        return tuple(stream for stream, _ in results), tuple(normed for _, normed in results)
-
-    def _fed_forward(self, normed: jax.Array, peers: Peers | None) -> jax.Array:
-        return self._finished(self.mlp.in_parts(normed), self.mlp_post_norm, peers)
+            out = self.mlp.in_parts(normed if self.mlp_norm is None else self.mlp_norm(x))
+            return x, self._both(attended, self._finished(out, self.mlp_post_norm, peers), peers), kv_pages
+        x, normed = add_and_norm(x, attended, self.mlp_norm, self.mesh, peers)
+        return x, self._finished(self.mlp.in_parts(normed), self.mlp_post_norm, peers), kv_pages
 
     def _finished(self, parts: jax.Array, post_norm: RMSNorm | LayerNorm | None, peers: Peers | None) -> jax.Array:
         """What is added to the stream: left in parts where nothing but their sum is missing, else [T, D]."""
@@ -293,23 +274,13 @@ class Decoder(nnx.Module):
             x = x * jnp.asarray(self.config.embedding_multiplier, x.dtype)
         if self.embed_positions is not None:
             x = x + self.embed_positions.embed(metadata.positions)
-        pieces, delta = _cut(x, self._num_pieces(x.shape[0])), None
+        delta = None
         num_pages = kv_pages.shape[0] // len(self.layers)
         for i, layer in enumerate(self.layers):
             graphdef, state = nnx.split(layer)
             first_page = jnp.full(1, i * num_pages, jnp.int32)
-            args = (pieces, delta, positions, metadata, kv_pages, first_page, peers)
-            pieces, delta, kv_pages = _run_layer(graphdef, state, *args)
-        deltas = (None,) * len(pieces) if delta is None else delta
-        normed = [add_and_norm(*piece, self.norm, self.mesh, peers)[1] for piece in zip(pieces, deltas, strict=True)]
-        return _joined(normed), kv_pages
-
-    def _num_pieces(self, num_tokens: int) -> int:
-        """Into how many pieces a step's rows are cut: two where XLA sums many over the devices, so that one piece is
-        summed while the other's products are computed."""
-        if tensor_parallel_size(self.mesh) == 1 or num_tokens < PIECES_FROM_ROWS or num_tokens % 2:
-            return 1
-        return 2
+            x, delta, kv_pages = _run_layer(graphdef, state, x, delta, positions, metadata, kv_pages, first_page, peers)
+        return add_and_norm(x, delta, self.norm, self.mesh, peers)[1], kv_pages
 
     def _positions(self, positions: jax.Array) -> TokenPositions:
         def rows(table: nnx.Param[jax.Array] | None) -> jax.Array | None:
@@ -349,15 +320,6 @@ class Decoder(nnx.Module):
             logits = logits / self.config.logits_divisor
         cap = self.config.logits_soft_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
-
-
-def _cut(rows: jax.Array, num_pieces: int) -> Pieces:
-    """[T, ...] into equal pieces."""
-    return (rows,) if num_pieces == 1 else tuple(jnp.split(rows, num_pieces))
-
-
-def _joined(pieces: Sequence[jax.Array]) -> jax.Array:
-    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces)
 
 
 @partial(jax.jit, static_argnums=0)
