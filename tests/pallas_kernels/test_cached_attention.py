@@ -82,15 +82,6 @@ def test_a_layer_whose_pages_begin_elsewhere_is_computed_as_alone_and_leaves_oth
     assert (np.delete(written, own, axis=0) == OTHERS).all()
 
 
-def test_layers_that_begin_at_different_pages_share_what_is_compiled() -> None:
-    args = arguments(HEADS["demo"], BATCHES["decode"], rotated=64, decode_only=False)
-    several, *_ = among_other_layers(args)
-    attend = jax.jit(lambda first_page, *rest: cached_attention(*rest, first_page=first_page, scale=SCALE))
-    pools = [attend(jnp.full(1, first, jnp.int32), *several.values())[1] for first in (0, len(args["kv_pages"]))]
-    assert attend._cache_size() == 1
-    assert not np.array_equal(*pools, equal_nan=True)
-
-
 def test_rotation_turns_pairs_by_their_angle_and_keeps_what_lies_past_the_rotated_part() -> None:
     x = np.array([[[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]], np.float32)
     cos_sin = np.array([[[0.0, 1.0], [1.0, 0.0]]], np.float32)  # a quarter turn for the first pair, none for the second
