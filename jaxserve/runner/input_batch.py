@@ -56,7 +56,7 @@ class InputBatch:
         query_lens = np.array(plan.query_lens, np.int32)
         slots = np.array(plan.slots, np.int32)
 
-        starts = fields["query_start_loc"]
+        starts = np.zeros(bucket.num_seqs + 1, np.int32) if bucket.decode_only else fields["query_start_loc"]
         np.cumsum(query_lens, out=starts[1 : num_seqs + 1])
         num_tokens = starts[num_seqs]
         starts[num_seqs + 1 :] = num_tokens
@@ -66,11 +66,9 @@ class InputBatch:
         fields["slots"][num_seqs:] = self._num_slots
 
         num_updates = len(plan.page_table_updates)
-        fields["page_rows"][num_updates:] = self._num_slots
+        fields["page_updates"][num_updates:, 0] = self._num_slots
         if num_updates:
-            updates = np.array(plan.page_table_updates, np.int32)
-            for column, name in enumerate(("page_rows", "page_columns", "page_ids")):
-                fields[name][:num_updates] = updates[:, column]
+            fields["page_updates"][:num_updates] = plan.page_table_updates
         if bucket.sampler is SamplerKind.FULL:
             self._pack_sampling(plan, fields, slots)
         return packed

@@ -62,21 +62,19 @@ def packed_layout(bucket: Bucket) -> PackedLayout:
     """The fields of a bucket's packed array.
 
     token_ids: [T] ids to compute; ~slot (negative) stands for the last token that slot sampled.
-    query_start_loc: [S + 1], seq_lens: [S] with this step's tokens, 0 for padding.
+    query_start_loc: [S + 1], in buckets that do not only decode. seq_lens: [S] with this step's tokens, 0 for padding.
     slots: [S] row of the device state; max_num_seqs, which is out of range, for padding.
-    page_rows, page_columns, page_ids: [U] pages that join the page table; rows out of range for padding.
+    page_updates: [U, 3] rows and columns of the page table and the pages that join it there; rows out of range for padding.
     Sampler FULL only, each [S]: temperature, top_p, min_p (float32), top_k, seed_high, seed_low, suppress (0 or 1),
     and suppressed_ids [S, MAX_STOP_TOKEN_IDS], padded out of the vocabulary.
     """
     t, s, u = bucket.num_tokens, bucket.num_seqs, bucket.num_page_updates
     fields: list[tuple[str, tuple[int, ...]]] = [
         ("token_ids", (t,)),
-        ("query_start_loc", (s + 1,)),
+        *(() if bucket.decode_only else [("query_start_loc", (s + 1,))]),
         ("seq_lens", (s,)),
         ("slots", (s,)),
-        ("page_rows", (u,)),
-        ("page_columns", (u,)),
-        ("page_ids", (u,)),
+        ("page_updates", (u, 3)),
     ]
     if bucket.sampler is SamplerKind.FULL:
         fields += [(name, (s, MAX_STOP_TOKEN_IDS) if name == "suppressed_ids" else (s,)) for name in SAMPLER_FIELDS]

@@ -93,14 +93,14 @@ def run_step(
     """
     fields = packed_layout(bucket).unpack(packed)
     slots = fields["slots"]
-    page_table = update_page_table(state.page_table, fields["page_rows"], fields["page_columns"], fields["page_ids"])
+    page_table = update_page_table(state.page_table, *fields["page_updates"].T)
     num_slots = state.last_tokens.shape[0]
     tokens = fields["token_ids"]
     feedback = state.last_tokens[jnp.clip(~tokens, 0, num_slots - 1)]
     token_ids = jnp.where(tokens < 0, feedback, tokens)
 
     rows = page_table[jnp.minimum(slots, num_slots - 1)]
-    metadata = _attention_metadata(fields["query_start_loc"], fields["seq_lens"], rows, bucket, page_size, kv_pages)
+    metadata = _attention_metadata(fields, rows, bucket, page_size, kv_pages)
     module: CausalLM = model.merge(weights)
     hidden, kv_pages = module(token_ids, metadata, kv_pages)
     if not bucket.decode_only:
@@ -125,23 +125,23 @@ def _put_first(used: jax.Array, sampled: jax.Array) -> jax.Array:
 
 
 def _attention_metadata(
-    query_start_loc: jax.Array,
-    seq_lens: jax.Array,
-    page_table: jax.Array,
-    bucket: Bucket,
-    page_size: int,
-    kv_pages: jax.Array,
+    fields: dict[str, jax.Array], page_table: jax.Array, bucket: Bucket, page_size: int, kv_pages: jax.Array
 ) -> AttentionMetadata:
     """Positions and slots of the tokens, from where their sequences begin and end."""
     token = jnp.arange(bucket.num_tokens, dtype=jnp.int32)
+    seq_lens = fields["seq_lens"]
     if bucket.decode_only:
-        seq = token
+        seq, real = token, seq_lens > 0
+        position = jnp.maximum(seq_lens - 1, 0)
+        starts = jnp.arange(bucket.num_seqs + 1, dtype=jnp.int32)
+        query_start_loc = jnp.minimum(starts, jnp.sum(real, dtype=jnp.int32))
     else:
+        query_start_loc = fields["query_start_loc"]
         # Comparing with all is cheap, and the search by halves would be a loop, which no CUDA graph can hold.
         seq = jnp.searchsorted(query_start_loc, token, side="right", method="compare_all").astype(jnp.int32) - 1
         seq = jnp.clip(seq, 0, bucket.num_seqs - 1)
-    real = token < query_start_loc[-1]
-    position = jnp.where(real, seq_lens[seq] - query_start_loc[seq + 1] + token, 0)
+        real = token < query_start_loc[-1]
+        position = jnp.where(real, seq_lens[seq] - query_start_loc[seq + 1] + token, 0)
     slot = page_table[seq, position // page_size] * page_size + position % page_size
     # Padding tokens get distinct slots past the pool of all layers, where each of them drops writes.
     past_pool = kv_pages.shape[0] * page_size

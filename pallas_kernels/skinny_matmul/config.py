@@ -11,12 +11,13 @@ SHARED_BYTES = 232448 - 2048  # that a program may have, less its barriers
 MAX_SKINNY_COLUMNS = 8192
 MAX_STREAM_ROWS = 64  # that the Mosaic GPU kernel takes: wgmma's M
 MAX_BLOCK_N = 128
-MIN_STAGES = 4  # of a gated product: with fewer, wide blocks are not worth their width
-# Up to so many rows Triton's kernel is faster than Mosaic GPU's where the summed axis is cut, and XLA's where tiles would
-# be wide.
+MIN_GATED_TILE = 32  # columns of each matrix
+WIDE_BLOCK = 128  # values of each row a block
+MIN_STAGES = 4  # with fewer, wide blocks are not worth their width
+NARROW_BLOCKS = 0.965  # what a gated product in narrow ones reaches of its speed in wide ones
+# Up to so many rows Triton's kernel is faster than Mosaic GPU's where it cuts the summed axis.
 FEW_ROWS = 16
 NARROW_COLUMNS = 5000  # with fewer, programs are too few for the card, and Triton's kernel cuts the summed axis
-WIDE_TILE = 64  # columns of each matrix of a gated product
 # With more columns, some programs have a second tile when others have none. XLA's products are as fast then.
 MAX_STREAM_COLUMNS = NUM_SMS * MAX_BLOCK_N
 
@@ -102,27 +103,37 @@ def stream_config(num_rows: int, columns: int, size: int, *, one_part: bool = Fa
 
 
 def gated_config(num_rows: int, columns: int, size: int) -> StreamConfig | None:
-    """How the Mosaic GPU kernel computes a gated product of [T, D] with [2, F, D]; None where it does not fit.
+    """How the Mosaic GPU kernel computes a gated product of [T, D] with [2, F, D]; None where it does not pay or fit.
 
     Args:
         num_rows: T.
         columns: F.
         size: D.
     """
-    if num_rows > MAX_STREAM_ROWS or columns % 8 or 2 * columns * size < MIN_WEIGHTS:
+    if num_rows > MAX_STREAM_ROWS or columns % 8 or size % 64 or 2 * columns * size < MIN_WEIGHTS:
         return None
-    rounds = -(-columns // (NUM_SMS * MAX_BLOCK_N))
-    # As wide as leaves each program as many tiles as another.
-    tile = -(-columns // (rounds * NUM_SMS * 8)) * 8
-    if num_rows <= FEW_ROWS and tile > WIDE_TILE:
-        return None
+    # Of equals the widest: each tile fetches all rows of x.
+    tiles = (_gated_tile(tile, size) for tile in range(MIN_GATED_TILE, MAX_BLOCK_N + 1, 8))
+    config = max(tiles, key=lambda config: (round(_busy(config, columns), 2), config.block_n))
+    # XLA's product and its activation are faster then.
+    return None if num_rows <= FEW_ROWS and config.block_d < WIDE_BLOCK else config
+
+
+def _gated_tile(tile: int, size: int) -> StreamConfig:
+    """Tiles of so many columns of each matrix, in blocks as wide as a ring of MIN_STAGES allows."""
     # The result's tile, and that of the matrix that is not the gate's.
     shared = SHARED_BYTES - MAX_STREAM_ROWS * tile * (2 + 4)
-    stages = {block_d: shared // (2 * block_d * (MAX_STREAM_ROWS + 2 * tile)) for block_d in (64, 128)}
-    block_d = 128 if stages[128] >= MIN_STAGES else 64
-    if size % block_d or stages[block_d] < MIN_STAGES:
-        return None
+    stages = {block_d: shared // (2 * block_d * (MAX_STREAM_ROWS + 2 * tile)) for block_d in (64, WIDE_BLOCK)}
+    block_d = WIDE_BLOCK if stages[WIDE_BLOCK] >= MIN_STAGES and size % WIDE_BLOCK == 0 else 64
     return StreamConfig(2 * tile, min(12, stages[block_d]), block_d=block_d)
+
+
+def _busy(config: StreamConfig, columns: int) -> float:
+    """The part of the time that programs have a tile to compute, less what narrow blocks cost."""
+    tile = config.block_n // 2
+    rounds = -(-columns // (tile * NUM_SMS))
+    busy = columns / (rounds * tile * NUM_SMS)
+    return busy if config.block_d == WIDE_BLOCK else NARROW_BLOCKS * busy
 
 
 def one_tile_each(columns: int, *, parts: int, block_d: int) -> StreamConfig:

@@ -50,10 +50,18 @@ def test_tokens_and_sequences_lie_where_the_plan_says() -> None:
     assert fields["query_start_loc"].tolist() == [0, 3, 4, 5, 6, 6]
     assert fields["seq_lens"].tolist() == [6, 8, 1, 21, 0]
     assert fields["slots"].tolist() == [4, 0, 2, 5, NUM_SLOTS]
-    assert fields["page_rows"].tolist() == [4, 4, 5, NUM_SLOTS, NUM_SLOTS, NUM_SLOTS]
-    assert fields["page_columns"][:3].tolist() == [0, 1, 5]
-    assert fields["page_ids"][:3].tolist() == [8, 9, 3]
+    assert fields["page_updates"][:3].tolist() == [[4, 0, 8], [4, 1, 9], [5, 5, 3]]
+    assert fields["page_updates"][3:, 0].tolist() == [NUM_SLOTS] * 3
     assert "temperature" not in fields
+
+
+def test_steps_of_single_tokens_do_not_say_where_their_sequences_begin() -> None:
+    fields = unpacked(
+        InputBatch(NUM_SLOTS), plan(0, Entry(0, 7), Entry(5, 20)), Bucket(4, 4, 1, SamplerKind.GREEDY, True)
+    )
+    assert "query_start_loc" not in fields
+    assert fields["token_ids"].tolist() == [~0, ~5, 0, 0]
+    assert fields["seq_lens"].tolist() == [8, 21, 0, 0]
 
 
 def test_sampling_parameters_follow_their_slots() -> None:
