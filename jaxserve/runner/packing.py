@@ -64,7 +64,8 @@ def packed_layout(bucket: Bucket) -> PackedLayout:
     token_ids: [T] ids to compute; ~slot (negative) stands for the last token that slot sampled.
     query_start_loc: [S + 1], in buckets that do not only decode. seq_lens: [S] with this step's tokens, 0 for padding.
     slots: [S] row of the device state; max_num_seqs, which is out of range, for padding.
-    page_updates: [U, 3] rows and columns of the page table and the pages that join it there; rows out of range for padding.
+    page_updates: [U, 3] rows and columns of the page table and the pages that join it there; rows out of range for
+    padding.
     Sampler FULL only, each [S]: temperature, top_p, min_p (float32), top_k, seed_high, seed_low, suppress (0 or 1),
     and suppressed_ids [S, MAX_STOP_TOKEN_IDS], padded out of the vocabulary.
     """
