@@ -59,9 +59,11 @@ def copy_pages(kv_pages: jax.Array, sources: jax.Array, targets: jax.Array, *, n
     num_rows = kv_pages.shape[0]
     num_pages = num_rows // num_layers
     first = jnp.arange(num_layers, dtype=jnp.int32)[:, None] * num_pages
-    # Past a layer's pages lie those of the next.
-    target_rows = jnp.where(targets < num_pages, first + targets, num_rows)
-    return kv_pages.at[target_rows].set(kv_pages[first + sources], mode="drop")
+    # Past a layer's pages lie those of the next, so what is dropped goes past all, each to a row of its own: 16-bit
+    # values that others might write too would be written by compare and swap.
+    nowhere = num_rows + jnp.arange(first.size * targets.size, dtype=jnp.int32).reshape(first.size, -1)
+    target_rows = jnp.where(targets < num_pages, first + targets, nowhere)
+    return kv_pages.at[target_rows].set(kv_pages[first + sources], mode="drop", unique_indices=True)
 
 
 def run_step(
