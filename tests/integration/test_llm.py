@@ -1,5 +1,6 @@
 """The offline API on the bundled model: prompts of every kind, stops, lengths, and errors that leave nothing behind."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -295,4 +296,4 @@ def test_progress_is_reported_unless_turned_off(llm: LLM, capsys: pytest.Capture
     llm.generate([PROMPT] * 2, GREEDY.replace(max_tokens=1), use_tqdm=False)
     assert capsys.readouterr().err == ""
     llm.generate([PROMPT] * 2, GREEDY.replace(max_tokens=1))
-    assert capsys.readouterr().err == "Generating: 0 of 2\nGenerating: 2 of 2\n"
+    assert re.fullmatch(r"Generating: 0 of 2\nGenerating: 2 of 2 after \d+\.\d s\n", capsys.readouterr().err)
