@@ -6,8 +6,10 @@ In a step of some hundred kernels that is most of the time the host spends. XLA 
 (`__gpu$xla.gpu.ptx`) and then treats it as it does those that it made: a node of the graph, loaded once.
 """
 
+import ctypes
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +18,13 @@ from jax.interpreters import mlir
 from jax_triton import triton_call as _jax_triton_call  # type: ignore[import-not-found, import-untyped, unused-ignore]
 from jax_triton import triton_lib
 
+from pallas_kernels.platform import PTX_VERSION
+
 # Marks the calls of this project among all that jax_triton lowers.
 _OURS = b"jaxserve"
 _TARGET = "__gpu$xla.gpu.ptx"
+# The first CUDA version whose drivers read a PTX version.
+CUDA_OF_PTX = {PTX_VERSION: 12080}
 
 
 class _Kernel(NamedTuple):
@@ -51,9 +57,24 @@ def triton_call(*args: Any, **settings: Any) -> Any:
     return _jax_triton_call(*args, serialized_metadata=_OURS, **settings)
 
 
+@cache
+def driver_reads(ptx_version: int) -> bool:
+    """Whether the GPU's driver can assemble texts of a PTX version, 87 for 8.7; also where there is no driver to ask,
+    so that steps can be compiled for a GPU without one."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return True
+    cuda_version = ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(cuda_version)) != 0:
+        return False
+    return cuda_version.value >= CUDA_OF_PTX[ptx_version]
+
+
 def _lower(ctx: mlir.LoweringRuleContext, *arrays: Any, **params: Any) -> Sequence[Any]:
-    """In place of jax_triton's rule, which gets what is not of this project or takes more than arrays."""
-    leaves = _leaves(ctx, params)
+    """In place of jax_triton's rule, which gets what is not of this project or takes more than arrays. And everything,
+    if the driver is too old to assemble it: jax_triton brings its own assembler."""
+    leaves = _leaves(ctx, params) if driver_reads(PTX_VERSION) else None
     aliases = dict(params["input_output_aliases"])
     kernel = None if leaves is None else _compiled(ctx, leaves, params, num_aliases=len(aliases))
     if leaves is None or kernel is None:

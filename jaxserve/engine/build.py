@@ -237,4 +237,6 @@ def _use_compilation_cache(directory: str | None) -> None:
         base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
         directory = str(Path(base) / "jaxserve" / "xla")
     jax.config.update("jax_compilation_cache_dir", directory)
+    # Kernels that XLA gets as text are assembled by the driver, which reads this when it starts.
+    os.environ.setdefault("CUDA_CACHE_PATH", str(Path(directory) / "cuda"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

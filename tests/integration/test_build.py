@@ -1,6 +1,7 @@
 """What build_core makes of the settings, and which it refuses before anything is loaded."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -173,3 +174,19 @@ def test_the_queue_is_limited_unless_all_work_is_handed_over_at_once() -> None:
     settings = config(max_num_queued_requests=7)
     assert build_core(settings)[0].scheduler.config.max_num_queued_requests == 7
     assert build_core(settings, unlimited_queue=True)[0].scheduler.config.max_num_queued_requests is None
+
+
+@pytest.mark.parametrize("own", [None, "/elsewhere"])
+def test_what_a_gpu_driver_assembles_is_kept_with_the_compiled_steps(
+    own: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if own is None:
+        monkeypatch.delenv("CUDA_CACHE_PATH", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_CACHE_PATH", own)
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        build_core(config(compilation_cache_dir=str(tmp_path)))
+        assert os.environ["CUDA_CACHE_PATH"] == (own or str(tmp_path / "cuda"))
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

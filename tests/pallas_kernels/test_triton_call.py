@@ -13,7 +13,7 @@ import pytest
 import triton
 import triton.language as tl
 
-from pallas_kernels.triton_call import triton_call, with_parameters
+from pallas_kernels.triton_call import driver_reads, triton_call, with_parameters
 
 HOPPER = 90
 SIZE = 256
@@ -105,6 +105,29 @@ def test_a_kernel_that_takes_a_number_is_left_to_jax_triton(monkeypatch: pytest.
     monkeypatch.setattr("pallas_kernels.triton_call.triton_lib.triton_kernel_call_lowering", rule)
     assert "xla.gpu.ptx" not in lowered(lambda x, y: call(shift_kernel, x, 3) + y)
     assert left == ["shift_kernel"]
+
+
+@pytest.mark.parametrize(("cuda_version", "reads"), [(12_060, False), (12_080, True), (13_000, True)])
+def test_an_older_driver_gets_kernels_that_are_assembled_for_it(
+    cuda_version: int, reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Driver:
+        @staticmethod
+        def cuDriverGetVersion(version: Any) -> int:
+            version._obj.value = cuda_version
+            return 0
+
+    monkeypatch.setattr("pallas_kernels.triton_call.ctypes.CDLL", lambda name: Driver)
+    monkeypatch.setattr(
+        "pallas_kernels.triton_call.triton_lib.triton_kernel_call_lowering",
+        lambda make_target, ctx, *arrays, **params: jax.ffi.ffi_lowering("jax_triton_itself")(ctx, *arrays),
+    )
+    driver_reads.cache_clear()
+    try:
+        text = lowered(lambda x, y: call(add_kernel, x, y))
+    finally:
+        driver_reads.cache_clear()
+    assert ("xla.gpu.ptx" in text, "jax_triton_itself" in text) == (reads, not reads)
 
 
 def test_calls_of_others_are_left_to_jax_triton(monkeypatch: pytest.MonkeyPatch) -> None:
