@@ -15,6 +15,7 @@ all are as likely. Batches that the pool cannot hold are left out.
 
 import argparse
 import json
+import logging
 import random
 import statistics
 import sys
@@ -175,6 +176,7 @@ def main() -> None:
         help="compile no shape ahead, for a run of few cases; give --num-pages too, so that XLA has memory to try "
         "kernels in",
     )
+    parser.add_argument("--verbose", action="store_true", help="tell how long each shape took to compile")
     parser.add_argument("--output", type=Path, help="write the JSON here too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
@@ -182,6 +184,9 @@ def main() -> None:
     def scaled(n: int) -> int:
         return max(2, round(n * args.scale)) if args.scale != 1 else n
 
+    if args.verbose:
+        logging.basicConfig(format="%(asctime)s %(message)s")
+        logging.getLogger("jaxserve").setLevel(logging.DEBUG)
     started = time.perf_counter()
     config = load_config(resolve_model(args.model))
     llm = LLM.from_config(

@@ -1,5 +1,6 @@
 """ModelRunner: keeps weights, pool and state on the devices, and starts one compiled step after the other."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from jaxserve.runner.step_function import (
     update_page_table,
 )
 from jaxserve.step import StepPlan
+
+logger = logging.getLogger(__name__)
 
 # Page-table entries and page copies that one call outside the step carries.
 _UPDATES_A_CALL = 1024
@@ -253,10 +256,14 @@ class StepCompiler:
         step = partial(run_step, self._model, bucket, self._pool.page_size)
         shardings = (self._kv_pages.sharding, _tree(self._replicated, self._replicated), self._replicated)
         packed = jax.ShapeDtypeStruct((packed_layout(bucket).size,), jnp.int32, sharding=self._replicated)
+        started = time.monotonic()
         lowered = jax.jit(step, donate_argnums=(1, 2, 4), out_shardings=shardings).lower(
             self._weights, self._kv_pages, self.abstract_state, packed, self.abstract_state.last_tokens
         )
-        return lowered.compile(compiler_options=_compiler_options(bucket))
+        traced = time.monotonic()
+        compiled = lowered.compile(compiler_options=_compiler_options(bucket))
+        logger.debug("%s: traced in %.1f s, compiled in %.1f s", bucket, traced - started, time.monotonic() - traced)
+        return compiled
 
     def temporary_bytes(self, bucket: Bucket) -> int:
         """Memory a device needs for the step's temporaries, whatever the size of the pool."""

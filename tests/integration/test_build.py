@@ -181,7 +181,9 @@ def test_what_a_gpu_driver_assembles_is_kept_with_the_compiled_steps(
     own: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if own is None:
-        monkeypatch.delenv("CUDA_CACHE_PATH", raising=False)
+        # Set first, so that it is gone again afterwards.
+        monkeypatch.setenv("CUDA_CACHE_PATH", "")
+        monkeypatch.delenv("CUDA_CACHE_PATH")
     else:
         monkeypatch.setenv("CUDA_CACHE_PATH", own)
     before = jax.config.jax_compilation_cache_dir
