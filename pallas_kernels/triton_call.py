@@ -7,6 +7,7 @@ In a step of some hundred kernels that is most of the time the host spends. XLA 
 """
 
 import ctypes
+import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -18,13 +19,16 @@ from jax.interpreters import mlir
 from jax_triton import triton_call as _jax_triton_call  # type: ignore[import-not-found, import-untyped, unused-ignore]
 from jax_triton import triton_lib
 
-from pallas_kernels.platform import PTX_VERSION
-
 # Marks the calls of this project among all that jax_triton lowers.
 _OURS = b"jaxserve"
 _TARGET = "__gpu$xla.gpu.ptx"
-# The first CUDA version whose drivers read a PTX version.
-CUDA_OF_PTX = {PTX_VERSION: 12080}
+# The CUDA version that the PTX version of `platform` came with: 12.8, as drivers tell it.
+_CUDA_VERSION = 12080
+
+# Read by Triton whenever it compiles. Line numbers would make up half of the text, and differ with where this lies.
+os.environ.setdefault("TRITON_DISABLE_LINE_INFO", "1")
+# What Triton does unasked, too, but 3.9 warns that a later one will not.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 
 class _Kernel(NamedTuple):
@@ -58,9 +62,9 @@ def triton_call(*args: Any, **settings: Any) -> Any:
 
 
 @cache
-def driver_reads(ptx_version: int) -> bool:
-    """Whether the GPU's driver can assemble texts of a PTX version, 87 for 8.7; also where there is no driver to ask,
-    so that steps can be compiled for a GPU without one."""
+def driver_reads_ptx() -> bool:
+    """Whether the GPU's driver can assemble texts of the PTX version of `platform`; also where there is no driver to
+    ask, so that steps can be compiled for a GPU without one."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -68,13 +72,13 @@ def driver_reads(ptx_version: int) -> bool:
     cuda_version = ctypes.c_int()
     if driver.cuDriverGetVersion(ctypes.byref(cuda_version)) != 0:
         return False
-    return cuda_version.value >= CUDA_OF_PTX[ptx_version]
+    return cuda_version.value >= _CUDA_VERSION
 
 
 def _lower(ctx: mlir.LoweringRuleContext, *arrays: Any, **params: Any) -> Sequence[Any]:
     """In place of jax_triton's rule, which gets what is not of this project or takes more than arrays. And everything,
     if the driver is too old to assemble it: jax_triton brings its own assembler."""
-    leaves = _leaves(ctx, params) if driver_reads(PTX_VERSION) else None
+    leaves = _leaves(ctx, params) if driver_reads_ptx() else None
     aliases = dict(params["input_output_aliases"])
     kernel = None if leaves is None else _compiled(ctx, leaves, params, num_aliases=len(aliases))
     if leaves is None or kernel is None:
@@ -139,10 +143,7 @@ def _compiled(
     )
     key = (function._make_cache_key(spec, target, options), num_aliases)
     if key not in _kernels:
-        # Line numbers would make up half of the text.
-        with triton.knobs.compilation.scope():
-            triton.knobs.compilation.disable_line_info = True
-            *_, result = function._compile_kernel(spec, target, backend, options)
+        *_, result = function._compile_kernel(spec, target, backend, options)
         if result.global_scratch_size:
             return None
         ptx = with_parameters(result.binary, result.name, len(arrays), num_aliases)

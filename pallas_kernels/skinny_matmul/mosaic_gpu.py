@@ -109,7 +109,7 @@ def _fetch(x: Any, weight: Any, x_ring: Any, w_ring: Any, full: Any, empty: Any,
         plgpu.barrier_wait(empty.at[slot])
 
 
-def _compute(out: Any, x_ring: Any, w_ring: Any, finish: Any, full: Any, empty: Any, wg: Any, sizes: _Sizes) -> None:
+def _compute(x_ring: Any, w_ring: Any, finish: Any, full: Any, empty: Any, wg: Any, sizes: _Sizes) -> None:
     """A computing warpgroup; `finish` takes a piece of work and its product [MAX_STREAM_ROWS, wg_columns]."""
     stages = sizes.config.num_stages
     wg_columns = pl.ds(wg * sizes.wg_columns, sizes.wg_columns)
@@ -160,7 +160,7 @@ def _compute_half(out: Any, rings: Any, out_smem: Any, barriers: Any, wg: Any, s
         _store(out, out_smem.at[wg], item, item.column + wg * sizes.wg_columns, product, sizes)
 
     plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
-    _compute(out, *rings, finish, *barriers, wg, sizes)
+    _compute(*rings, finish, *barriers, wg, sizes)
 
 
 def _compute_gate(
@@ -177,10 +177,10 @@ def _compute_gate(
 
     plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
     plgpu.barrier_arrive(taken)
-    _compute(out, *rings, finish, *barriers, 0, sizes)
+    _compute(*rings, finish, *barriers, 0, sizes)
 
 
-def _compute_up(out: Any, rings: Any, up_smem: Any, barriers: Any, handing: Any, sizes: _Sizes) -> None:
+def _compute_up(rings: Any, up_smem: Any, barriers: Any, handing: Any, sizes: _Sizes) -> None:
     """The warpgroup of the other matrix."""
     handed, taken = handing
 
@@ -191,7 +191,7 @@ def _compute_up(out: Any, rings: Any, up_smem: Any, barriers: Any, handing: Any,
         plgpu.barrier_arrive(handed)
 
     plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
-    _compute(out, *rings, finish, *barriers, 1, sizes)
+    _compute(*rings, finish, *barriers, 1, sizes)
     # The barrier is left as it was found: the last that was handed over is taken.
     plgpu.barrier_wait(taken)
 
@@ -213,7 +213,7 @@ def _kernel(
     if sizes.gated:
         up_smem, *handing = gating
         pl.when(wg == 0)(lambda: _compute_gate(out, rings, out_smem, up_smem, barriers, handing, sizes))
-        pl.when(wg == 1)(lambda: _compute_up(out, rings, up_smem, barriers, handing, sizes))
+        pl.when(wg == 1)(lambda: _compute_up(rings, up_smem, barriers, handing, sizes))
     else:
         pl.when(wg < NUM_COMPUTING)(lambda: _compute_half(out, rings, out_smem, barriers, wg, sizes))
 

@@ -13,7 +13,7 @@ import pytest
 import triton
 import triton.language as tl
 
-from pallas_kernels.triton_call import driver_reads, triton_call, with_parameters
+from pallas_kernels.triton_call import driver_reads_ptx, triton_call, with_parameters
 
 HOPPER = 90
 SIZE = 256
@@ -122,11 +122,11 @@ def test_an_older_driver_gets_kernels_that_are_assembled_for_it(
         "pallas_kernels.triton_call.triton_lib.triton_kernel_call_lowering",
         lambda make_target, ctx, *arrays, **params: jax.ffi.ffi_lowering("jax_triton_itself")(ctx, *arrays),
     )
-    driver_reads.cache_clear()
+    driver_reads_ptx.cache_clear()
     try:
         text = lowered(lambda x, y: call(add_kernel, x, y))
     finally:
-        driver_reads.cache_clear()
+        driver_reads_ptx.cache_clear()
     assert ("xla.gpu.ptx" in text, "jax_triton_itself" in text) == (reads, not reads)
 
 
