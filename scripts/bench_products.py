@@ -5,14 +5,15 @@
     python scripts/bench_products.py --tp 2 --rows 1 32              # what one of two GPUs holds of them
 
 A product is timed as a step runs it: queries, keys and values (qkv) alone; gate and up with SwiGLU; the two that end
-in the residual stream (out, down) with the sum and norm after them. Each timing is of several with weights of their
-own, so that none is found in the cache, in one CUDA graph: from the start of its first kernel to the end of its last as
-the profiler saw them, which adds about half a microsecond a kernel. The floor is the weights' bytes over the bandwidth.
-Mosaic GPU's kernels are timed with few rows too, where steps have others.
+in the residual stream (out, down) with the sum and norm after them; the scores of the next token (head) alone. Each
+timing is of several with weights of their own, so that none is found in the cache, in one CUDA graph: from the start of
+its first kernel to the end of its last as the profiler saw them, which adds about half a microsecond a kernel. The floor
+is the weights' bytes over the bandwidth. Mosaic GPU's kernels are timed where steps have others, too.
 """
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -28,7 +29,7 @@ import numpy as np
 from jaxserve.models.registry import load_config
 from pallas_kernels.residual_norm import residual_norm
 from pallas_kernels.residual_norm.reference import sum_parts
-from pallas_kernels.skinny_matmul.config import FEW_ROWS, gated_config, skinny_config, stream_config
+from pallas_kernels.skinny_matmul.config import FEW_ROWS, StreamConfig, gated_config, skinny_config, stream_config
 from pallas_kernels.skinny_matmul.mosaic_gpu import stream_gated_matmul, stream_matmul
 from pallas_kernels.skinny_matmul.reference import gated_matmul_reference, skinny_matmul_reference
 from pallas_kernels.skinny_matmul.triton import skinny_matmul_triton
@@ -37,6 +38,9 @@ from pallas_kernels.swiglu import swiglu
 ROOT = Path(__file__).resolve().parent.parent
 BYTES_PER_SECOND = 4.3e12
 WEIGHTS = 12  # of each matrix
+WEIGHT_BYTES = 16 << 30  # of all of them
+# How the scores of the next token would be cut, which steps leave to XLA.
+HEAD = StreamConfig(112, 4, block_d=128)
 TOLERANCE = 1.5e-2  # of bfloat16, over the largest value
 
 Product = Callable[[jax.Array, jax.Array], jax.Array]
@@ -68,6 +72,13 @@ def alone(product: Product, x: jax.Array, weight: jax.Array) -> jax.Array:
     return sum_parts(product(x, weight), x.dtype)
 
 
+def scores(product: Product | None, x: jax.Array, weight: jax.Array) -> jax.Array:
+    """The scores of the next token in float32, by XLA if no product is given."""
+    if product is None:
+        return jnp.einsum("td,nd->tn", x, weight, preferred_element_type=jnp.float32)
+    return product(x, weight)[0]
+
+
 def cases(rows: int, model: str, tp: int) -> dict[str, tuple[tuple[int, ...], dict[str, Product]]]:
     """By name, the weight's shape on one device, and the ways to compute the product with what reads it."""
     config = load_config(Path(model))
@@ -90,6 +101,13 @@ def cases(rows: int, model: str, tp: int) -> dict[str, tuple[tuple[int, ...], di
         "out": ways(hidden, heads, with_norm, one_part=False),
         "gate and up": ((2, inner, hidden), gated),
         "down": ways(hidden, inner, with_norm, one_part=False),
+        "head": (
+            (config.vocab_size // tp, hidden),
+            {
+                "xla": partial(scores, None),
+                "mosaic_gpu": partial(scores, partial(stream_matmul, config=HEAD, dtype=jnp.float32)),
+            },
+        ),
     }
 
 
@@ -112,7 +130,7 @@ def error(name: str, compute: Product, x: jax.Array, weight: jax.Array) -> float
     if name == "gate and up":
         wanted = gated_matmul_reference(x32, weight32)
     else:
-        wanted = {"qkv": alone}.get(name, with_norm)(skinny_matmul_reference, x32, weight32)
+        wanted = {"qkv": alone, "head": alone}.get(name, with_norm)(skinny_matmul_reference, x32, weight32)
     difference = np.abs(np.asarray(jax.jit(compute)(x, weight), np.float32) - np.asarray(wanted))
     return float(difference.max() / np.abs(np.asarray(wanted)).max())
 
@@ -123,7 +141,7 @@ def main() -> None:
     parser.add_argument("--model", default=str(ROOT / "benchmarks/models/llama-3.1-8b"), help="its config is enough")
     parser.add_argument("--tp", type=int, default=1, help="over how many GPUs its matrices are split (default: 1)")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 16, 32, 64])
-    parser.add_argument("--products", nargs="+", default=["qkv", "out", "gate and up", "down"])
+    parser.add_argument("--products", nargs="+", default=["qkv", "out", "gate and up", "down", "head"])
     parser.add_argument("--ways", nargs="+", help="implementations to time (default: all that take it)")
     parser.add_argument("--check", action="store_true", help="compare with the reference first")
     parser.add_argument("--json", type=Path, help="write the JSON here, after each product")
@@ -141,7 +159,8 @@ def main() -> None:
             if name not in args.products:
                 continue
             ways = {way: compute for way, compute in ways.items() if way in (args.ways or ways)}
-            keys = jax.random.split(jax.random.key(rows), WEIGHTS + 1)
+            number = min(WEIGHTS, WEIGHT_BYTES // (2 * math.prod(shape)))
+            keys = jax.random.split(jax.random.key(rows), number + 1)
             x = jax.random.normal(keys[0], (rows, shape[-1]), jnp.bfloat16)
             weights = [0.02 * jax.random.normal(key, shape, jnp.bfloat16) for key in keys[1:]]
             result: dict[str, Any] = {"product": name, "rows": rows, "weight": shape}

@@ -14,6 +14,7 @@ import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from pallas_kernels.platform import NUM_SMS
 from pallas_kernels.skinny_matmul.config import MAX_STREAM_ROWS, StreamConfig
@@ -223,20 +224,24 @@ def _kernel(
         _fetch(x, weight, x_ring, w_ring, full, empty, sizes)
 
 
-def stream_matmul(x: jax.Array, weight: jax.Array, config: StreamConfig, *, interpret: Any = None) -> jax.Array:
+def stream_matmul(
+    x: jax.Array, weight: jax.Array, config: StreamConfig, *, dtype: DTypeLike | None = None, interpret: Any = None
+) -> jax.Array:
     """x [T, D] times weight [N, D], both of one 16-bit dtype, over each of the config's parts of D.
 
     Args:
         config: how it is cut.
+        dtype: of the result; None is float32 if there are several parts, else x's.
         interpret: a `plgpu.InterpretGPUParams`, to run on the CPU.
 
     Returns:
-        [parts, T, N], float32 if there are several parts, else in x's dtype.
+        [parts, T, N].
 
     Raises:
         ValueError: T is above 64, or D is not a multiple of parts * block_d.
     """
-    dtype = x.dtype if config.parts == 1 else jnp.float32
+    if dtype is None:
+        dtype = x.dtype if config.parts == 1 else jnp.float32
     return _launch(x, weight, config, weight.shape[0], dtype, gated=False, interpret=interpret)
 
 

@@ -37,6 +37,20 @@ def test_the_parts_sum_to_the_product(case: str, monkeypatch: pytest.MonkeyPatch
     assert error < (1e-3 if config.parts == 1 else 1e-5)
 
 
+def test_a_product_of_one_part_is_rounded_to_no_less_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mosaic_gpu, "NUM_SMS", 3)
+    rows, columns, size, config = CASES["columns end inside a tile"]
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((rows, size)).astype(np.float16)
+    weight = rng.standard_normal((columns, size)).astype(np.float16)
+    (product,) = mosaic_gpu.stream_matmul(
+        *map(jnp.asarray, (x, weight)), config, dtype=jnp.float32, interpret=plgpu.InterpretGPUParams(detect_races=True)
+    )
+    wanted = x.astype(np.float64) @ weight.astype(np.float64).T
+    assert product.dtype == jnp.float32
+    assert np.abs(np.asarray(product) - wanted).max() / np.abs(wanted).max() < 1e-5
+
+
 # (rows, columns of each matrix, summed axis, how it is cut)
 GATED_CASES = {
     "whole tiles": (64, 64, 256, StreamConfig(32, 2)),
