@@ -6,9 +6,9 @@
 
 A product is timed as a step runs it: queries, keys and values (qkv) alone; gate and up with SwiGLU; the two that end
 in the residual stream (out, down) with the sum and norm after them; the scores of the next token (head) alone. Each
-timing is of several with weights of their own, so that none is found in the cache, in one CUDA graph: from the start of
-its first kernel to the end of its last as the profiler saw them, which adds about half a microsecond a kernel. The floor
-is the weights' bytes over the bandwidth. Mosaic GPU's kernels are timed where steps have others, too.
+timing is of several with weights of their own, so that none is found in the cache, in one CUDA graph: from the start
+of its first kernel to the end of its last as the profiler saw them, which adds about half a microsecond a kernel. The
+floor is the weights' bytes over the bandwidth. Mosaic GPU's kernels are timed where steps have others, too.
 """
 
 import argparse
