@@ -20,6 +20,7 @@ AXIS_RULES: MappingProxyType[str, str | None] = MappingProxyType(
     {
         "vocab": TENSOR_AXIS,
         "embed": None,
+        "norm": None,  # the norms of hidden states
         "heads": TENSOR_AXIS,  # query heads, flattened with their head_dim as checkpoints store them
         "kv_heads": TENSOR_AXIS,
         "group": None,  # query heads of one kv head, or those with its key and value

@@ -1,5 +1,6 @@
 """Normalisation. All of it is computed in float32."""
 
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -16,7 +17,7 @@ from jaxserve.sharding import TENSOR_AXIS, tensor_parallel_size
 from pallas_kernels.all_reduce import Peers, all_reduce, all_reduce_residual_norm
 from pallas_kernels.residual_norm import NormKind as RMSNormKind
 from pallas_kernels.residual_norm import residual_norm
-from pallas_kernels.residual_norm.reference import rms_norm, scale_normed, sum_parts
+from pallas_kernels.residual_norm.reference import norm_weight, rms_norm, scale_normed, sum_parts
 
 NormKind = Literal["rms", "rms_rounded_last", "rms_plus_one", "layer"]
 
@@ -26,7 +27,7 @@ SPLIT_STREAM_ROWS: int | None = None
 
 
 class RMSNorm(nnx.Module):
-    """Root mean square normalisation (Zhang and Sennrich 2019).
+    """Root mean square normalisation (Zhang and Sennrich 2019) of each head.
 
     Args:
         size: D, of the normalised axis.
@@ -36,7 +37,6 @@ class RMSNorm(nnx.Module):
         kind: `rms` rounds to the dtype of the input and then scales by the weight, as Llama does;
             `rms_rounded_last` scales first, as OLMo 2 does; `rms_plus_one` scales first, by 1 + the weight, as Gemma
             does.
-        axis: the logical axis of the weight.
     """
 
     def __init__(
@@ -47,9 +47,8 @@ class RMSNorm(nnx.Module):
         mesh: Mesh,
         dtype: DTypeLike,
         kind: RMSNormKind = "rms",
-        axis: str = "embed",
     ) -> None:
-        self.weight = abstract_param(mesh, (size,), (axis,), dtype)
+        self.weight = abstract_param(mesh, (size,), ("head_dim",), dtype)
         self.eps = eps
         self.kind: RMSNormKind = kind
 
@@ -58,40 +57,80 @@ class RMSNorm(nnx.Module):
         return rms_norm(x, self.weight[...], eps=self.eps, kind=self.kind)
 
 
-class LayerNorm(nnx.Module):
-    """Layer normalisation with weight and bias (Ba et al. 2016).
+class HiddenNorms(nnx.Module):
+    """The weights of all norms of hidden states, in one array: each array of its own would cost the host time in every
+    step.
 
     Args:
+        num_norms: N.
         size: D, of the normalised axis.
-        eps: added to the variance.
+        eps: added to the mean square, or the variance.
         mesh: the devices.
-        dtype: of weight and bias.
+        dtype: of the weights.
+        kind: of them all: as of RMSNorm, or `layer`, which has biases too.
     """
 
-    def __init__(self, size: int, *, eps: float, mesh: Mesh, dtype: DTypeLike) -> None:
-        self.weight = abstract_param(mesh, (size,), ("embed",), dtype)
-        self.bias = abstract_param(mesh, (size,), ("embed",), dtype)
+    def __init__(
+        self, num_norms: int, size: int, *, eps: float, mesh: Mesh, dtype: DTypeLike, kind: NormKind = "rms"
+    ) -> None:
+        self.weight = abstract_param(mesh, (num_norms, size), ("norm", "embed"), dtype)
+        self.bias = abstract_param(mesh, (num_norms, size), ("norm", "embed"), dtype) if kind == "layer" else None
         self.eps = eps
+        self.kind: NormKind = kind
+
+    def __getitem__(self, row: int) -> "HiddenNorm":
+        bias = None if self.bias is None else self.bias[...]
+        return HiddenNorm(self.weight[...], bias, jnp.full(1, row, jnp.int32), self.kind, self.eps)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class HiddenNorm:
+    """One of HiddenNorms, or, for a function that layers share, the first of a layer's.
+
+    Attributes:
+        weights: [N, D] of all.
+        biases: [N, D]; None without.
+        row: [1] int32, which one. An array, so that layers may share what is compiled.
+        kind: see HiddenNorms. Static.
+        eps: static.
+    """
+
+    weights: jax.Array
+    biases: jax.Array | None
+    row: jax.Array
+    kind: NormKind = field(metadata={"static": True})
+    eps: float = field(metadata={"static": True})
+
+    def __getitem__(self, number: int) -> "HiddenNorm":
+        """The one so many after it."""
+        return replace(self, row=self.row + number)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] to [..., D], in the dtype of `x`."""
-        x32 = x.astype(jnp.float32)
-        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        normed = centred * jax.lax.rsqrt(variance + self.eps)
-        weight, bias = self.weight[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
-        return (normed * weight + bias).astype(x.dtype)
+        weight = norm_weight(self.weights, self.row)
+        if self.biases is None:
+            return rms_norm(x, weight, eps=self.eps, kind=self.rms_kind)
+        return _layer_norm(x, weight, norm_weight(self.biases, self.row), self.eps)
+
+    @property
+    def rms_kind(self) -> RMSNormKind:
+        """The kind of a root mean square norm."""
+        assert self.kind != "layer"
+        return self.kind
 
 
-def make_norm(kind: NormKind, size: int, *, eps: float, mesh: Mesh, dtype: DTypeLike) -> RMSNorm | LayerNorm:
-    """A norm of hidden states of size D."""
-    if kind == "layer":
-        return LayerNorm(size, eps=eps, mesh=mesh, dtype=dtype)
-    return RMSNorm(size, eps=eps, mesh=mesh, dtype=dtype, kind=kind)
+def _layer_norm(x: jax.Array, weight: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """Layer normalisation of [..., D] with weight and bias [D] (Ba et al. 2016)."""
+    x32 = x.astype(jnp.float32)
+    centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    normed = centred * jax.lax.rsqrt(variance + eps)
+    return (normed * weight.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
 
 
 def add_and_norm(
-    x: jax.Array, delta: jax.Array | None, norm: RMSNorm | LayerNorm | None, mesh: Mesh, peers: Peers | None
+    x: jax.Array, delta: jax.Array | None, norm: HiddenNorm | None, mesh: Mesh, peers: Peers | None
 ) -> tuple[jax.Array, jax.Array]:
     """Add to the residual stream and normalise it.
 
@@ -108,28 +147,28 @@ def add_and_norm(
     """
     if delta is None:
         return x, x if norm is None else norm(x)
-    if not isinstance(norm, RMSNorm):
+    if norm is None or norm.kind == "layer":
         x = x + (sum_over_devices(delta, x.dtype, mesh, peers) if delta.ndim == 3 else delta)
         return x, x if norm is None else norm(x)
     summed: tuple[jax.Array, jax.Array]
-    weight, whole = norm.weight[...], P()
+    whole, rows = P(), P(TENSOR_AXIS)
     if delta.ndim == 3 and _splits_stream(x.shape[0], mesh):
-        rows = P(TENSOR_AXIS)
-        by_rows = partial(_add_and_norm_by_rows, eps=norm.eps, kind=norm.kind)
-        summed = jax.shard_map(
-            by_rows, mesh=mesh, in_specs=(rows, PARTS_SPEC, whole), out_specs=(rows, whole), check_vma=False
-        )(x, delta, weight)
-        return summed
-    if delta.ndim == 3 and tensor_parallel_size(mesh) > 1:
-        reduced = partial(all_reduce_residual_norm, axis_name=TENSOR_AXIS, eps=norm.eps, kind=norm.kind)
-        specs = (whole, PARTS_SPEC, whole, P(TENSOR_AXIS))
-        summed = jax.shard_map(reduced, mesh=mesh, in_specs=specs, out_specs=(whole, whole), check_vma=False)(
-            x, delta, weight, peers
+        by_rows = partial(_add_and_norm_by_rows, eps=norm.eps, kind=norm.rms_kind)
+        split = (rows, PARTS_SPEC, whole, whole)
+        summed = jax.shard_map(by_rows, mesh=mesh, in_specs=split, out_specs=(rows, whole), check_vma=False)(
+            x, delta, norm.weights, norm.row
         )
         return summed
-    fused = partial(residual_norm, eps=norm.eps, kind=norm.kind)
-    summed = jax.shard_map(fused, mesh=mesh, in_specs=(whole, whole, whole), out_specs=(whole, whole), check_vma=False)(
-        x, delta, weight
+    if delta.ndim == 3 and tensor_parallel_size(mesh) > 1:
+        reduced = partial(all_reduce_residual_norm, axis_name=TENSOR_AXIS, eps=norm.eps, kind=norm.rms_kind)
+        specs = (whole, PARTS_SPEC, whole, rows, whole)
+        summed = jax.shard_map(reduced, mesh=mesh, in_specs=specs, out_specs=(whole, whole), check_vma=False)(
+            x, delta, norm.weights, peers, norm.row
+        )
+        return summed
+    fused = partial(residual_norm, eps=norm.eps, kind=norm.rms_kind)
+    summed = jax.shard_map(fused, mesh=mesh, in_specs=(whole,) * 4, out_specs=(whole, whole), check_vma=False)(
+        x, delta, norm.weights, norm.row
     )
     return summed
 
@@ -140,13 +179,13 @@ def _splits_stream(num_rows: int, mesh: Mesh) -> bool:
 
 
 def _add_and_norm_by_rows(
-    x: jax.Array, parts: jax.Array, weight: jax.Array, *, eps: float, kind: RMSNormKind
+    x: jax.Array, parts: jax.Array, weights: jax.Array, row: jax.Array, *, eps: float, kind: RMSNormKind
 ) -> tuple[jax.Array, jax.Array]:
     """On each device: its rows of the stream, and the norm of all of them (sequence parallelism, Korthikanti et al.
     2022). As many bytes cross as in a sum on every device, which is made of the same two halves; but adding and
     normalising stand between them, on a share of the rows."""
     own = jax.lax.psum_scatter(sum_parts(parts, x.dtype), TENSOR_AXIS, scatter_dimension=0, tiled=True)
-    x, normed = residual_norm(x, own, weight, eps=eps, kind=kind)
+    x, normed = residual_norm(x, own, weights, row, eps=eps, kind=kind)
     return x, jax.lax.all_gather(normed, TENSOR_AXIS, axis=0, tiled=True)
 
 

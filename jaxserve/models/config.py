@@ -129,6 +129,18 @@ class ModelConfig:
             return max(self.max_position_embeddings, int(rope.original_max_position_embeddings * rope.factor))
         return self.max_position_embeddings
 
+    @property
+    def layer_norms(self) -> tuple[str, ...]:
+        """The norms of hidden states that each layer has, in the order of their weights."""
+        before, after = self.norm_placement != "after", self.norm_placement != "before"
+        wanted = {
+            "attention_norm": before,
+            "attention_post_norm": after,
+            "mlp_norm": before and not self.shared_norm,
+            "mlp_post_norm": after,
+        }
+        return tuple(name for name, has in wanted.items() if has)
+
     def is_local(self, layer: int) -> bool:
         """Whether a layer attends within the window."""
         return bool(self.layer_kinds) and self.layer_kinds[layer] == "local"

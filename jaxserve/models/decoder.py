@@ -17,7 +17,7 @@ from jaxserve.layers.embedding import PositionTable, VocabTable
 from jaxserve.layers.linear import OutputProjection, QKVProjection
 from jaxserve.layers.mlp import GatedMLP, PlainMLP
 from jaxserve.layers.moe import RoutedExperts
-from jaxserve.layers.norm import LayerNorm, RMSNorm, WholeNorm, add_and_norm, make_norm, norm_over_heads
+from jaxserve.layers.norm import HiddenNorm, HiddenNorms, RMSNorm, WholeNorm, add_and_norm, norm_over_heads
 from jaxserve.layers.parameter import abstract_param
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.head_layout import HeadLayout
@@ -113,18 +113,9 @@ class DecoderLayer(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, layer: int, mesh: Mesh, *, param_dtype: DTypeLike) -> None:
-        def norm(wanted: bool) -> RMSNorm | LayerNorm | None:
-            if not wanted:
-                return None
-            return make_norm(config.norm, config.hidden_size, eps=config.norm_eps, mesh=mesh, dtype=param_dtype)
-
-        before, after = config.norm_placement != "after", config.norm_placement != "before"
-        self.attention_norm = norm(before)
         self.self_attn = SelfAttention(config, layer, mesh, param_dtype=param_dtype)
-        self.attention_post_norm = norm(after)
-        self.mlp_norm = norm(before and not config.shared_norm)
         self.mlp = _feed_forward(config, layer, mesh, param_dtype)
-        self.mlp_post_norm = norm(after)
+        self.norms = config.layer_norms
         self.parallel = config.parallel_residual
         self.multiplier = config.residual_multiplier
         self.dtype = param_dtype
@@ -134,6 +125,7 @@ class DecoderLayer(nnx.Module):
         self,
         x: jax.Array,
         delta: jax.Array | None,
+        first_norm: HiddenNorm,
         positions: TokenPositions,
         metadata: AttentionMetadata,
         kv_pages: jax.Array,
@@ -148,6 +140,7 @@ class DecoderLayer(nnx.Module):
             x: [T, D] the residual stream.
             delta: [T, D], or [parts, T, D] as `multiply_split` leaves them, what is still to be added to it; None for
                 nothing.
+            first_norm: the first of the layer's norms; the others follow it.
             positions: what the tokens get from their positions.
             metadata: where the tokens lie.
             kv_pages: the pages of all layers.
@@ -157,16 +150,18 @@ class DecoderLayer(nnx.Module):
         Returns:
             The residual stream, what is to be added to it, and the pages with the step's tokens in them.
         """
-        x, normed = add_and_norm(x, delta, self.attention_norm, self.mesh, peers)
+        norms = {name: first_norm[number] for number, name in enumerate(self.norms)}
+        x, normed = add_and_norm(x, delta, norms.get("attention_norm"), self.mesh, peers)
         attended, kv_pages = self.self_attn(normed, positions, metadata, kv_pages, first_page, peers)
-        attended = self._finished(attended, self.attention_post_norm, peers)
+        attended = self._finished(attended, norms.get("attention_post_norm"), peers)
+        mlp_norm, mlp_post_norm = norms.get("mlp_norm"), norms.get("mlp_post_norm")
         if self.parallel:
-            out = self.mlp.in_parts(normed if self.mlp_norm is None else self.mlp_norm(x))
-            return x, self._both(attended, self._finished(out, self.mlp_post_norm, peers), peers), kv_pages
-        x, normed = add_and_norm(x, attended, self.mlp_norm, self.mesh, peers)
-        return x, self._finished(self.mlp.in_parts(normed), self.mlp_post_norm, peers), kv_pages
+            out = self.mlp.in_parts(normed if mlp_norm is None else mlp_norm(x))
+            return x, self._both(attended, self._finished(out, mlp_post_norm, peers), peers), kv_pages
+        x, normed = add_and_norm(x, attended, mlp_norm, self.mesh, peers)
+        return x, self._finished(self.mlp.in_parts(normed), mlp_post_norm, peers), kv_pages
 
-    def _finished(self, parts: jax.Array, post_norm: RMSNorm | LayerNorm | None, peers: Peers | None) -> jax.Array:
+    def _finished(self, parts: jax.Array, post_norm: HiddenNorm | None, peers: Peers | None) -> jax.Array:
         """What is added to the stream: left in parts where nothing but their sum is missing, else [T, D]."""
         if post_norm is None and self.multiplier == 1.0:
             return parts
@@ -218,7 +213,14 @@ class Decoder(nnx.Module):
         self.layers = nnx.List(
             [DecoderLayer(config, i, mesh, param_dtype=param_dtype) for i in range(config.num_layers)]
         )
-        self.norm = make_norm(config.norm, config.hidden_size, eps=config.norm_eps, mesh=mesh, dtype=param_dtype)
+        self.norms = HiddenNorms(
+            config.num_layers * len(config.layer_norms) + 1,
+            config.hidden_size,
+            eps=config.norm_eps,
+            mesh=mesh,
+            dtype=param_dtype,
+            kind=config.norm,
+        )
         self.lm_head = None if config.tie_word_embeddings else VocabTable(*vocab, mesh=mesh, dtype=param_dtype)
         self._add_constants(config, mesh, rows)
         self._add_peers(config, mesh, param_dtype)
@@ -275,12 +277,14 @@ class Decoder(nnx.Module):
         if self.embed_positions is not None:
             x = x + self.embed_positions.embed(metadata.positions)
         delta = None
-        num_pages = kv_pages.shape[0] // len(self.layers)
+        num_pages, num_norms = kv_pages.shape[0] // len(self.layers), len(self.config.layer_norms)
         for i, layer in enumerate(self.layers):
             graphdef, state = nnx.split(layer)
             first_page = jnp.full(1, i * num_pages, jnp.int32)
-            x, delta, kv_pages = _run_layer(graphdef, state, x, delta, positions, metadata, kv_pages, first_page, peers)
-        return add_and_norm(x, delta, self.norm, self.mesh, peers)[1], kv_pages
+            where = metadata, kv_pages, first_page, peers
+            x, delta, kv_pages = _run_layer(graphdef, state, x, delta, self.norms[i * num_norms], positions, *where)
+        last = self.norms[len(self.layers) * num_norms]
+        return add_and_norm(x, delta, last, self.mesh, peers)[1], kv_pages
 
     def _positions(self, positions: jax.Array) -> TokenPositions:
         def rows(table: nnx.Param[jax.Array] | None) -> jax.Array | None:
@@ -337,10 +341,7 @@ def _query_and_key_norms(
     if kind == "layer":
         raise ValueError("queries and keys are normalised by their root mean square only")
     if config.qk_norm == "head":
-        q, k = (
-            RMSNorm(config.head_dim, eps=eps, kind=kind, axis="head_dim", mesh=mesh, dtype=param_dtype)
-            for _ in range(2)
-        )
+        q, k = (RMSNorm(config.head_dim, eps=eps, kind=kind, mesh=mesh, dtype=param_dtype) for _ in range(2))
         return q, k
     keys = (layout.num_kv_heads, config.head_dim)
     queries = (layout.num_kv_heads, layout.group_size, config.head_dim)

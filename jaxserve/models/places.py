@@ -129,8 +129,8 @@ def unit_rows(param: jax.Array, tensor: jax.Array) -> jax.Array:
     return param.at[...].set((rows / jnp.maximum(lengths, 1e-12)).astype(param.dtype))
 
 
-def expert(param: jax.Array, tensor: jax.Array, index: jax.Array) -> jax.Array:
-    """[D, F] of one expert into [E, D, F]."""
+def indexed(param: jax.Array, tensor: jax.Array, index: jax.Array) -> jax.Array:
+    """[...] of one expert, or norm, into [N, ...] of them all."""
     return param.at[index].set(tensor)
 
 

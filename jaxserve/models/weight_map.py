@@ -108,23 +108,13 @@ class _Sources:
         for i in range(config.num_layers):
             for path, source in self._layer(i, f"{names.layers}.{i}"):
                 yield ("layers", i, *path), source
-        yield from self._norm(("norm",), names.final_norm)
+        yield from self._norms()
         if not config.tie_word_embeddings:
             place = (places.unit_rows,) if config.normalized_head else ()
             yield ("lm_head", "weight"), self._vocab_table(names.head, place)
 
     def _layer(self, index: int, prefix: str) -> Iterator[tuple[ParamPath, WeightSource]]:
-        config, names = self.config, self.names
-        before, after = config.norm_placement != "after", config.norm_placement != "before"
-        norms = {
-            "attention_norm": before,
-            "attention_post_norm": after,
-            "mlp_norm": before and not config.shared_norm,
-            "mlp_post_norm": after,
-        }
-        for part, wanted in norms.items():
-            if wanted:
-                yield from self._norm((part,), f"{prefix}.{getattr(names, part)}")
+        config = self.config
         yield from self._attention(prefix)
         if config.has_experts(index):
             yield from self._experts(prefix)
@@ -221,13 +211,19 @@ class _Sources:
             WeightSource(both, (places.ExpertRow(0), places.ExpertRow(1)) * count, indices),
         )
         downs = tuple(self._matrix(f"{name}.{i}.{down}", hidden, inner, inputs_axis="mlp") for i in range(count))
-        yield ("mlp", "down_proj", "weight"), WeightSource(downs, (places.expert,) * count, tuple(range(count)))
+        yield ("mlp", "down_proj", "weight"), WeightSource(downs, (places.indexed,) * count, tuple(range(count)))
 
-    def _norm(self, path: ParamPath, name: str) -> Iterator[tuple[ParamPath, WeightSource]]:
-        tensor = CheckpointTensor(f"{name}.weight", (self.config.hidden_size,), ("embed",), scale=None)
-        yield (*path, "weight"), WeightSource((tensor,))
-        if self.config.norm == "layer":
-            yield (*path, "bias"), self._vector(f"{name}.bias")
+    def _norms(self) -> Iterator[tuple[ParamPath, WeightSource]]:
+        """Those of all layers, and the last."""
+        config, names = self.config, self.names
+        parts = [getattr(names, part) for part in config.layer_norms]
+        norms = [f"{names.layers}.{i}.{part}" for i in range(config.num_layers) for part in parts] + [names.final_norm]
+        for kind in ("weight", "bias") if config.norm == "layer" else ("weight",):
+            # Weights of ones and small biases, where values are made up.
+            scale = None if kind == "weight" else 0.02
+            shape = (config.hidden_size,)
+            tensors = tuple(CheckpointTensor(f"{name}.{kind}", shape, ("embed",), scale=scale) for name in norms)
+            yield ("norms", kind), WeightSource(tensors, (places.indexed,) * len(norms), tuple(range(len(norms))))
 
     def _vector(self, name: str) -> WeightSource:
         """A bias [D], which every device holds."""

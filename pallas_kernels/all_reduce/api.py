@@ -17,6 +17,7 @@ from pallas_kernels.all_reduce.reference import (
 from pallas_kernels.all_reduce.workspace import Peers
 from pallas_kernels.platform import Implementation, pick_implementation
 from pallas_kernels.residual_norm import NormKind, residual_norm
+from pallas_kernels.residual_norm.api import check_norm_weight, stacked
 
 _KERNEL_DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 
@@ -63,6 +64,7 @@ def all_reduce_residual_norm(
     parts: jax.Array,
     weight: jax.Array,
     peers: Peers | None,
+    weight_row: jax.Array | None = None,
     *,
     axis_name: str,
     eps: float,
@@ -74,8 +76,9 @@ def all_reduce_residual_norm(
     Args:
         x: [T, D] the residual stream, whole on every device.
         parts: [parts, T, D] of this device, in x's dtype if there is one part, else in float32.
-        weight: [D] of the norm.
+        weight: [D] of the norm, or [N, D] of several.
         peers: as in `all_reduce`.
+        weight_row: [1] int32, which of several.
         axis_name: the mesh axis.
         eps: added to the mean square.
         kind: as in `residual_norm`.
@@ -90,20 +93,19 @@ def all_reduce_residual_norm(
             them.
     """
     _check_parts(parts, x.dtype)
-    if x.ndim != 2 or parts.shape[1:] != x.shape or weight.shape != x.shape[1:]:
-        raise ValueError(
-            f"x {x.shape} must be [T, D], parts {parts.shape} [parts, T, D], and weight {weight.shape} [D]"
-        )
+    if x.ndim != 2 or parts.shape[1:] != x.shape:
+        raise ValueError(f"x {x.shape} must be [T, D], and parts {parts.shape} [parts, T, D]")
+    check_norm_weight(weight, weight_row, x.shape[1])
     if kind not in get_args(NormKind):
         raise ValueError(f"unknown kind {kind!r}; there are: {', '.join(get_args(NormKind))}")
     if _pick(implementation, peers, *x.shape, x.dtype) == "reference":
         summed = all_reduce_reference(parts, x.dtype, axis_name)
-        return residual_norm(x, summed, weight, eps=eps, kind=kind, implementation=implementation)
+        return residual_norm(x, summed, weight, weight_row, eps=eps, kind=kind, implementation=implementation)
     # As above.
     from pallas_kernels.all_reduce.triton import all_reduce_residual_norm_triton
 
     assert peers is not None
-    return all_reduce_residual_norm_triton(x, parts, weight, peers, eps=eps, kind=kind)
+    return all_reduce_residual_norm_triton(x, parts, *stacked(weight, weight_row), peers, eps=eps, kind=kind)
 
 
 def argmax_over_devices(

@@ -296,6 +296,7 @@ def all_reduce_residual_norm_kernel(
     x,
     parts,
     weight,
+    weight_row,
     table,
     x_out,
     normed_out,
@@ -314,18 +315,22 @@ def all_reduce_residual_norm_kernel(
     ROW_LINES: tl.constexpr,
     POLLS: tl.constexpr,
 ):
-    """As `all_reduce_kernel`; the sum is added to x, to x_out, and the norm of that goes to normed_out."""
+    """As `all_reduce_kernel`; the sum is added to x, to x_out, and the norm of that goes to normed_out. The norm's
+    weight is row weight_row [1] of weight [N, D]."""
     dtype: tl.constexpr = x_out.dtype.element_ty
     V: tl.constexpr = 64 // dtype.primitive_bitwidth
     row = tl.program_id(0).to(tl.int64)
     counter, epoch, polls = begin_row(table, row, N, COUNTERS, POLLS)
+    first = tl.load(weight_row).to(tl.int64) * D
     if CHUNKS == 1:
         # Under way while this device sends and waits.
         line = tl.arange(0, LINES)
         d = line[:, None] * V + tl.arange(0, V)[None, :]
         stream = tl.load(x + row * D + d, mask=d < D, other=0.0)
-        scale = tl.load(weight + d, mask=d < D, other=0.0)
     own = send_row(parts, table, row, epoch, dtype, D, PARTS, STRIDE, LINES, CHUNKS, N, INBOX, MAX_ROWS, ROW_LINES)
+    if CHUNKS == 1:
+        # Not before anything is sent: it waits for the row's number.
+        scale = tl.load(weight + first + d, mask=d < D, other=0.0)
     squares = tl.zeros([LINES, V], tl.float32)
     for chunk in tl.static_range(CHUNKS):
         line = chunk * LINES + tl.arange(0, LINES)
@@ -348,7 +353,7 @@ def all_reduce_residual_norm_kernel(
         d = line[:, None] * V + tl.arange(0, V)[None, :]
         if CHUNKS > 1:
             stream = tl.load(x_out + row * D + d, mask=d < D, other=0.0)
-            scale = tl.load(weight + d, mask=d < D, other=0.0)
+            scale = tl.load(weight + first + d, mask=d < D, other=0.0)
         tl.store(
             normed_out + row * D + d, scale_normed(stream.to(tl.float32) * inverse, scale, dtype, KIND), mask=d < D
         )

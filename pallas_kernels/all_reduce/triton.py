@@ -62,13 +62,14 @@ def all_reduce_residual_norm_triton(
     x: jax.Array,
     parts: jax.Array,
     weight: jax.Array,
+    weight_row: jax.Array,
     peers: Peers,
     *,
     eps: float,
     kind: NormKind,
     polls: int = POLLS,
 ) -> tuple[jax.Array, jax.Array]:
-    """See `all_reduce_residual_norm`. `polls` bounds the waits, for tests."""
+    """See `all_reduce_residual_norm`; `weight` is [N, D] here. `polls` bounds the waits, for tests."""
     num_rows, size = x.shape
     itemsize = x.dtype.itemsize
     stream = jax.ShapeDtypeStruct(x.shape, x.dtype)
@@ -76,6 +77,7 @@ def all_reduce_residual_norm_triton(
         x,
         parts,
         weight,
+        weight_row,
         peers.table,
         kernel=kernels.all_reduce_residual_norm_kernel,
         out_type=(stream, stream),

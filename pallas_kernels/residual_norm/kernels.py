@@ -24,6 +24,7 @@ def residual_norm_kernel(
     x,
     delta,
     weight,
+    weight_row,
     x_out,
     normed_out,
     eps: tl.constexpr,
@@ -33,18 +34,20 @@ def residual_norm_kernel(
     PARTS: tl.constexpr,
     T: tl.constexpr,
 ):
-    """Row program_id(0): x + delta to x_out, and its norm to normed_out. Grid (T,). delta is [PARTS, T, D].
+    """Row program_id(0): x + delta to x_out, and its norm to normed_out. Grid (T,). delta is [PARTS, T, D]; the weight
+    is row weight_row [1] of weight [N, D].
 
     T is 0 with one part: only with several does it matter, and a kernel for each T is compiled.
     """
     row = tl.program_id(0).to(tl.int64) * D
     d = tl.arange(0, BLOCK_D)
     inside = d < D
-    scale = tl.load(weight + d, mask=inside, other=0.0)
+    first = tl.load(weight_row).to(tl.int64) * D
     stream = tl.load(x + row + d, mask=inside, other=0.0)
     added = tl.load(delta + row + d, mask=inside, other=0.0).to(tl.float32)
     for part in tl.static_range(1, PARTS):
         added += tl.load(delta + part * T * D + row + d, mask=inside, other=0.0)
+    scale = tl.load(weight + first + d, mask=inside, other=0.0)
     # As if the sum of the parts were the product itself, which is in the dtype of the stream.
     total = stream.to(tl.float32) + added.to(stream.dtype).to(tl.float32)
     # The residual stream is kept in its own dtype, and what is normalised is what is kept.

@@ -17,6 +17,11 @@ def scale_normed(normed: jax.Array, weight: jax.Array, kind: NormKind, dtype: DT
     return (normed * (scale + 1.0 if kind == "rms_plus_one" else scale)).astype(dtype)
 
 
+def norm_weight(weight: jax.Array, weight_row: jax.Array | None) -> jax.Array:
+    """The weight [D] itself, or a row [1] of several [N, D]."""
+    return weight if weight_row is None else weight[weight_row[0]]
+
+
 def rms_norm(x: jax.Array, weight: jax.Array, *, eps: float, kind: NormKind) -> jax.Array:
     """x [..., D] over its root mean square, in float32, scaled by weight [D]; in x's dtype."""
     x32 = x.astype(jnp.float32)
@@ -30,10 +35,10 @@ def sum_parts(parts: jax.Array, dtype: DTypeLike) -> jax.Array:
 
 
 def residual_norm_reference(
-    x: jax.Array, delta: jax.Array, weight: jax.Array, *, eps: float, kind: NormKind
+    x: jax.Array, delta: jax.Array, weight: jax.Array, weight_row: jax.Array | None, *, eps: float, kind: NormKind
 ) -> tuple[jax.Array, jax.Array]:
     """See `residual_norm`."""
     if delta.ndim == 3:
         delta = sum_parts(delta, x.dtype)
     x = x + delta
-    return x, rms_norm(x, weight, eps=eps, kind=kind)
+    return x, rms_norm(x, norm_weight(weight, weight_row), eps=eps, kind=kind)

@@ -11,9 +11,16 @@ VALUES_A_THREAD = 8
 
 
 def residual_norm_triton(
-    x: jax.Array, delta: jax.Array, weight: jax.Array, *, eps: float, kind: NormKind, num_warps: int | None = None
+    x: jax.Array,
+    delta: jax.Array,
+    weight: jax.Array,
+    weight_row: jax.Array,
+    *,
+    eps: float,
+    kind: NormKind,
+    num_warps: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """See `residual_norm`. `num_warps` overrides the warps of a program, for tuning."""
+    """See `residual_norm`; `weight` is [N, D] here. `num_warps` overrides the warps of a program, for tuning."""
     num_rows, size = x.shape
     num_parts = delta.shape[0] if delta.ndim == 3 else 1
     block = 1 << (size - 1).bit_length()
@@ -22,6 +29,7 @@ def residual_norm_triton(
         x,
         delta,
         weight,
+        weight_row,
         kernel=residual_norm_kernel,
         out_type=(stream, stream),
         grid=(num_rows,),

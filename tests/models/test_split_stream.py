@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from jaxserve.layers import norm
-from jaxserve.layers.norm import RMSNorm, add_and_norm
+from jaxserve.layers.norm import HiddenNorm, HiddenNorms, add_and_norm
 from jaxserve.models.checkpoint import LoadedModel, load_model
 from jaxserve.sharding import make_mesh
 from tests.support.recorded_models import Recording, generate_checked, greedy_params, recorded_llm
@@ -29,9 +29,12 @@ def split(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     jax.clear_caches()
 
 
-def loaded_norm(devices: int) -> RMSNorm:
-    graphdef, state = nnx.split(RMSNorm(HIDDEN, eps=1e-5, mesh=make_mesh(devices), dtype="float32"))
-    return nnx.merge(graphdef, jax.tree.map(lambda w: jnp.linspace(0.5, 2.0, HIDDEN), state))
+def loaded_norm(devices: int) -> HiddenNorm:
+    """The second of three."""
+    graphdef, state = nnx.split(HiddenNorms(3, HIDDEN, eps=1e-5, mesh=make_mesh(devices), dtype="float32"))
+    weights = jnp.stack([jnp.zeros(HIDDEN), jnp.linspace(0.5, 2.0, HIDDEN), jnp.zeros(HIDDEN)])
+    norms: HiddenNorms = nnx.merge(graphdef, jax.tree.map(lambda w: weights, state))
+    return norms[1]
 
 
 def added(devices: int, rows: int) -> tuple[tuple[jax.Array, jax.Array], str]:

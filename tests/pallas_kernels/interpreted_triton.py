@@ -104,7 +104,8 @@ def run(case: Any) -> tuple[jax.Array, ...]:
         return interpreted_all_reduce.run({name: case[name] for name in case.files if name != "options"}, options)
     arguments = [jnp.asarray(case[name]) if name in case else None for name in ARGUMENTS[operation]]
     if operation == "residual_norm":
-        return norm.residual_norm_triton(*arguments, **options)
+        x, delta, weight = arguments
+        return norm.residual_norm_triton(x, delta, *interpreted_all_reduce.second_of_three(weight), **options)
     if operation == "skinny_matmul":
         return (skinny.skinny_matmul_triton(*arguments, SkinnyConfig(**options["config"])),)
     if operation == "grouped_matmul":

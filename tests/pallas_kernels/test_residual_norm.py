@@ -54,6 +54,17 @@ def test_the_sum_is_kept_and_its_norm_scaled_by_the_weight(
         np.testing.assert_allclose(results[1], normed, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_weight_may_be_a_row_of_several(kind: str) -> None:
+    x, delta, weight = (jnp.asarray(a) for a in arguments(64).values())
+    weights = jnp.stack([jnp.full_like(weight, jnp.nan), weight])
+    wanted = residual_norm(x, delta, weight, eps=EPS, kind=kind)
+    for result, expected in zip(
+        residual_norm(x, delta, weights, jnp.ones(1, jnp.int32), eps=EPS, kind=kind), wanted, strict=True
+    ):
+        np.testing.assert_array_equal(result, expected)
+
+
 def test_parts_are_summed_before_they_are_added(kernel_results: dict[str, list[np.ndarray]]) -> None:
     args = arguments(64)
     whole = residual_norm(*map(jnp.asarray, args.values()), eps=EPS)
@@ -71,3 +82,9 @@ def test_shapes_dtypes_and_kinds_that_do_not_fit_are_refused() -> None:
         residual_norm(x, delta.astype(jnp.bfloat16), weight, eps=EPS)
     with pytest.raises(ValueError, match="unknown kind 'layer'"):
         residual_norm(x, delta, weight, eps=EPS, kind="layer")
+    with pytest.raises(ValueError, match="weight_row is None"):
+        residual_norm(x, delta, weight[None], eps=EPS)
+    with pytest.raises(ValueError, match="weight_row is given"):
+        residual_norm(x, delta, weight, jnp.ones(1, jnp.int32), eps=EPS)
+    with pytest.raises(ValueError, match=r"must be \[1\] int32"):
+        residual_norm(x, delta, weight[None], jnp.ones(2, jnp.int32), eps=EPS)
