@@ -321,8 +321,8 @@ def all_reduce_residual_norm_kernel(
     V: tl.constexpr = 64 // dtype.primitive_bitwidth
     row = tl.program_id(0).to(tl.int64)
     counter, epoch, polls = begin_row(table, row, N, COUNTERS, POLLS)
-    first = tl.load(weight_row).to(tl.int64) * D
     if CHUNKS == 1:
+        weight += tl.load(weight_row).to(tl.int64) * D
         # Under way while this device sends and waits.
         line = tl.arange(0, LINES)
         d = line[:, None] * V + tl.arange(0, V)[None, :]
@@ -330,7 +330,7 @@ def all_reduce_residual_norm_kernel(
     own = send_row(parts, table, row, epoch, dtype, D, PARTS, STRIDE, LINES, CHUNKS, N, INBOX, MAX_ROWS, ROW_LINES)
     if CHUNKS == 1:
         # Not before anything is sent: it waits for the row's number.
-        scale = tl.load(weight + first + d, mask=d < D, other=0.0)
+        scale = tl.load(weight + d, mask=d < D, other=0.0)
     squares = tl.zeros([LINES, V], tl.float32)
     for chunk in tl.static_range(CHUNKS):
         line = chunk * LINES + tl.arange(0, LINES)
@@ -348,12 +348,14 @@ def all_reduce_residual_norm_kernel(
     # All threads have read the counter, and written their part of the stream.
     tl.debug_barrier()
     tl.store(counter, epoch)
+    if CHUNKS > 1:
+        weight += tl.load(weight_row).to(tl.int64) * D
     for chunk in tl.static_range(CHUNKS):
         line = chunk * LINES + tl.arange(0, LINES)
         d = line[:, None] * V + tl.arange(0, V)[None, :]
         if CHUNKS > 1:
             stream = tl.load(x_out + row * D + d, mask=d < D, other=0.0)
-            scale = tl.load(weight + first + d, mask=d < D, other=0.0)
+            scale = tl.load(weight + d, mask=d < D, other=0.0)
         tl.store(
             normed_out + row * D + d, scale_normed(stream.to(tl.float32) * inverse, scale, dtype, KIND), mask=d < D
         )
