@@ -80,6 +80,13 @@ def test_dummy_weights_need_no_weights_and_follow_their_seed(data_dir: Path, tmp
         assert 0.015 < float(np.std(first.weights[i])) < 0.025
 
 
+def test_a_layer_brings_its_four_matrices_and_no_other_array(data_dir: Path) -> None:
+    model = load_model(data_dir / "gqa", make_mesh(1))
+    # The embedding, the head, all norms' weights and the table of rotations are of no layer. Each array costs the host
+    # time in every step.
+    assert len(model.weights) == 4 * model.config.num_layers + 4
+
+
 def test_dummy_weights_are_the_same_model_on_every_mesh(data_dir: Path, forward: Any) -> None:
     prompts = [[1, 2, 3, 130], [7]]
     expected = forward(_dummy(data_dir / "gqa"), prompts)
