@@ -31,6 +31,7 @@ from rich.table import Table
 
 from jaxserve.config import EngineConfig
 from jaxserve.engine.llm import LLM
+from jaxserve.layers import norm
 from jaxserve.model_directory import resolve_model
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import load_config
@@ -176,6 +177,11 @@ def main() -> None:
         help="compile no shape ahead, for a run of few cases; give --num-pages too, so that XLA has memory to try "
         "kernels in",
     )
+    parser.add_argument(
+        "--split-stream-rows",
+        type=int,
+        help="rows from which the residual stream is split over the GPUs (default: never)",
+    )
     parser.add_argument("--verbose", action="store_true", help="tell how long each shape took to compile")
     parser.add_argument("--output", type=Path, help="write the JSON here too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -184,6 +190,7 @@ def main() -> None:
     def scaled(n: int) -> int:
         return max(2, round(n * args.scale)) if args.scale != 1 else n
 
+    norm.SPLIT_STREAM_ROWS = args.split_stream_rows
     if args.verbose:
         logging.basicConfig(format="%(asctime)s %(message)s")
         logging.getLogger("jaxserve").setLevel(logging.DEBUG)
