@@ -1,9 +1,11 @@
 """Products of up to 64 rows in Mosaic GPU, interpreted on the CPU in float16, against float64."""
 
+import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
 from pallas_kernels.skinny_matmul import gated_matmul, mosaic_gpu, skinny_matmul
 from pallas_kernels.skinny_matmul.config import SHARED_BYTES, StreamConfig, gated_config, skinny_config, stream_config
@@ -19,36 +21,51 @@ CASES = {
     "two parts": (32, 64, 256, StreamConfig(32, 2, 2)),
     "a block of 128 values": (32, 64, 512, StreamConfig(32, 3, 2, 128)),
 }
+INTERPRET = plgpu.InterpretGPUParams(detect_races=True)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_parts_sum_to_the_product(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few that each has several tiles in the larger cases."""
     monkeypatch.setattr(mosaic_gpu, "NUM_SMS", 3)
-    rows, columns, size, config = CASES[case]
+
+
+def operands(rows: int, *weight_shape: int) -> tuple[jax.Array, jax.Array]:
+    """x [rows, D] and a weight whose last axis is D, in float16."""
     rng = np.random.default_rng(rows)
-    x = rng.standard_normal((rows, size)).astype(np.float16)
-    weight = rng.standard_normal((columns, size)).astype(np.float16)
-    parts = mosaic_gpu.stream_matmul(
-        jnp.asarray(x), jnp.asarray(weight), config, interpret=plgpu.InterpretGPUParams(detect_races=True)
-    )
+    x = rng.standard_normal((rows, weight_shape[-1]))
+    return jnp.asarray(x, jnp.float16), jnp.asarray(rng.standard_normal(weight_shape), jnp.float16)
+
+
+def exact(x: jax.Array, weight: jax.Array) -> np.ndarray:
+    """The product in float64."""
+    product: np.ndarray = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
+    return product
+
+
+def relative_error(got: ArrayLike, wanted: np.ndarray) -> float:
+    """The largest error over the largest value."""
+    return float(np.abs(np.asarray(got, np.float64) - wanted).max() / np.abs(wanted).max())
+
+
+@pytest.mark.usefixtures("few_programs")
+@pytest.mark.parametrize("case", CASES)
+def test_the_parts_sum_to_the_product(case: str) -> None:
+    rows, columns, size, config = CASES[case]
+    x, weight = operands(rows, columns, size)
+    parts = mosaic_gpu.stream_matmul(x, weight, config, interpret=INTERPRET)
     assert parts.shape == (config.parts, rows, columns)
-    product = x.astype(np.float64) @ weight.astype(np.float64).T
-    error = np.abs(np.asarray(parts, np.float64).sum(0) - product).max() / np.abs(product).max()
+    error = relative_error(np.asarray(parts, np.float64).sum(0), exact(x, weight))
     assert error < (1e-3 if config.parts == 1 else 1e-5)
 
 
-def test_a_product_of_one_part_is_rounded_to_no_less_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mosaic_gpu, "NUM_SMS", 3)
+@pytest.mark.usefixtures("few_programs")
+def test_a_product_of_one_part_is_rounded_to_no_less_than_asked_for() -> None:
     rows, columns, size, config = CASES["columns end inside a tile"]
-    rng = np.random.default_rng(1)
-    x = rng.standard_normal((rows, size)).astype(np.float16)
-    weight = rng.standard_normal((columns, size)).astype(np.float16)
-    (product,) = mosaic_gpu.stream_matmul(
-        *map(jnp.asarray, (x, weight)), config, dtype=jnp.float32, interpret=plgpu.InterpretGPUParams(detect_races=True)
-    )
-    wanted = x.astype(np.float64) @ weight.astype(np.float64).T
+    x, weight = operands(rows, columns, size)
+    (product,) = mosaic_gpu.stream_matmul(x, weight, config, dtype=jnp.float32, interpret=INTERPRET)
     assert product.dtype == jnp.float32
-    assert np.abs(np.asarray(product) - wanted).max() / np.abs(wanted).max() < 1e-5
+    assert relative_error(product, exact(x, weight)) < 1e-5
 
 
 # (rows, columns of each matrix, summed axis, how it is cut)
@@ -60,22 +77,18 @@ GATED_CASES = {
 }
 
 
+@pytest.mark.usefixtures("few_programs")
 @pytest.mark.parametrize("case", GATED_CASES)
-def test_a_gated_product_is_silu_of_one_product_times_the_other(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mosaic_gpu, "NUM_SMS", 3)
+def test_a_gated_product_is_silu_of_one_product_times_the_other(case: str) -> None:
     rows, columns, size, config = GATED_CASES[case]
-    rng = np.random.default_rng(rows)
-    x = rng.standard_normal((rows, size)).astype(np.float16)
-    weight = (rng.standard_normal((2, columns, size)) / 8).astype(np.float16)
-    out = mosaic_gpu.stream_gated_matmul(
-        jnp.asarray(x), jnp.asarray(weight), config, interpret=plgpu.InterpretGPUParams(detect_races=True)
-    )
-    gate, up = (x.astype(np.float64) @ matrix.astype(np.float64).T for matrix in weight)
+    x, weight = operands(rows, 2, columns, size)
+    weight /= 8
+    out = mosaic_gpu.stream_gated_matmul(x, weight, config, interpret=INTERPRET)
+    gate, up = (exact(x, matrix) for matrix in weight)
     wanted = gate / (1 + np.exp(-gate)) * up
     assert out.shape == (rows, columns)
-    assert np.abs(np.asarray(out, np.float64) - wanted).max() / np.abs(wanted).max() < 1e-3
-    composed = gated_matmul(jnp.asarray(x), jnp.asarray(weight))
-    assert np.abs(np.asarray(composed, np.float64) - wanted).max() / np.abs(wanted).max() < 3e-3
+    assert relative_error(out, wanted) < 1e-3
+    assert relative_error(gated_matmul(x, weight), wanted) < 3e-3
 
 
 def test_a_gated_cut_gives_each_program_as_many_tiles_and_fits_shared_memory() -> None:
