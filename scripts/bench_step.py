@@ -3,6 +3,7 @@
     python scripts/bench_step.py --json                       # Llama-3.1-8B's shape, on a GPU
     python scripts/bench_step.py --model benchmarks/models/baichuan2-13b --cases decode,prefill
     python scripts/bench_step.py --tp 2                       # over two GPUs
+    python scripts/bench_step.py --tp 4 --model benchmarks/models/llama-3.1-70b --cases decode --batches 1 64
     python scripts/bench_step.py --model demo --scale 0.01    # a smoke test on a CPU
 
 Cases: `decode` steps at fixed batch sizes, `prefill` of long prompts, `trace` of requests that all arrive at once.
@@ -40,8 +41,10 @@ from jaxserve.step import StepPlan
 
 ROOT = Path(__file__).resolve().parent.parent
 TRACE = ROOT / "benchmarks" / "trace_sharegpt_like.json"
-# (batch, prompt tokens, generated tokens)
-DECODE_CASES = ((1, 128, 512), (8, 512, 256), (32, 512, 256), (128, 512, 256), (256, 512, 256))
+DECODE_BATCHES = (1, 8, 32, 128, 256)
+# (prompt tokens, generated tokens)
+DECODE_ALONE = (128, 512)
+DECODE_TOGETHER = (512, 256)
 PREFILL_CASE = (8, 4096)
 
 Figures = dict[str, float | int | str]
@@ -164,6 +167,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "benchmarks/models/llama-3.1-8b"), help="its config is enough")
     parser.add_argument("--cases", default="decode,prefill,trace", help="comma-separated (default: all three)")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=DECODE_BATCHES, help="of decode steps (default: 1 8 32 128 256)"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="factor on lengths and numbers, for a smoke test")
     parser.add_argument(
         "--bandwidth", type=float, default=4.3e12, help="bytes a second of each GPU (default: an H200's copy)"
@@ -230,7 +236,8 @@ def main() -> None:
         bench.run([(16, 1)])
         add({"case": "start to first token", "seconds": time.perf_counter() - started})
     cases = args.cases.split(",")
-    for batch, num_in, num_out in DECODE_CASES if "decode" in cases else ():
+    for batch in args.batches if "decode" in cases else ():
+        num_in, num_out = DECODE_ALONE if batch == 1 else DECODE_TOGETHER
         if batch > llm.info.max_num_seqs or not bench.fits(batch, scaled(num_in) + max(8, scaled(num_out))):
             continue
         add(bench.decode(batch, scaled(num_in), max(8, scaled(num_out))))

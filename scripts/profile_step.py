@@ -139,7 +139,7 @@ def write_hlo(llm: LLM, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for bucket, step in llm.core.runner.compiled_steps.items():  # type: ignore[attr-defined]
         name = f"{'decode' if bucket.decode_only else 'mixed'}-{bucket.num_tokens}-{bucket.sampler}.txt"
-        (directory / name).write_text(step.as_text())
+        (directory / name).write_text(step.compiled.as_text())
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
@@ -175,6 +175,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=640, help="tokens of each sequence while decoding")
     parser.add_argument("--steps", type=int, default=10, help="decode steps to record")
     parser.add_argument("--tp", type=int, default=1, help="GPUs that each hold a part of every layer (default: 1)")
+    parser.add_argument("--num-pages", type=int, default=20_000, help="pages of the KV pool (default: 20000)")
     parser.add_argument("--hlo", type=Path, help="write the optimized HLO of the steps into this directory")
     parser.add_argument("--output", type=Path, help="write the JSON here too")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -191,7 +192,7 @@ def main() -> None:
             # Only the shapes that are asked for.
             compile_ahead=False,
             # The rest of the memory is left to the compiler, which tries kernels in it.
-            num_pages=20_000,
+            num_pages=args.num_pages,
             tensor_parallel_size=args.tp,
         )
     )

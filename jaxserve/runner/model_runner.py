@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from jaxserve.runner.compile_ahead import BackgroundCompiler, compile_all
 from jaxserve.runner.input_batch import InputBatch
 from jaxserve.runner.kv_pool import KVPoolSpec
 from jaxserve.runner.packing import packed_layout
+from jaxserve.runner.step_call import StepCall
 from jaxserve.runner.step_function import (
     DeviceState,
     MergesWeights,
@@ -38,8 +39,6 @@ _COPIES_A_CALL = 16
 CUBLAS_TOKENS = range(48, 1025)
 # How long the end of a runner waits for a compilation under way.
 STOP_COMPILING_S = 3.0
-
-Step = Callable[[Weights, jax.Array, DeviceState, jax.Array, jax.Array], tuple[jax.Array, DeviceState, jax.Array]]
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,8 @@ class ModelRunner:
         self._replicated = NamedSharding(mesh, PartitionSpec())
         max_pages = -(-max_model_len // pool.page_size)
         self._compiler = StepCompiler(model, weights, mesh, pool, max_num_seqs, max_pages)
-        self._steps: dict[Bucket, Step] = {}
-        self._background: BackgroundCompiler[Step] | None = None
+        self._steps: dict[Bucket, StepCall] = {}
+        self._background: BackgroundCompiler[StepCall] | None = None
         self._last_dispatch = float("-inf")
         self._mesh, self._pool = mesh, pool
         self._kv_pages: jax.Array | None = None
@@ -106,7 +105,7 @@ class ModelRunner:
         self._used: list[jax.Array] = []
 
     @property
-    def compiled_steps(self) -> Mapping[Bucket, Step]:
+    def compiled_steps(self) -> Mapping[Bucket, StepCall]:
         """The executables so far, for those who look at what was compiled."""
         return self._steps
 
@@ -125,14 +124,14 @@ class ModelRunner:
             on_progress: told how many of the first are compiled.
         """
         first = self._buckets.first
-        self._steps.update(compile_all(first, self._compiler.compile, on_progress))
+        self._steps.update(compile_all(first, self._compile, on_progress))
         self.allocate()
         # A new executable makes XLA forget its CUDA graphs, and a first run is not captured: hence two, after all.
         for bucket in first * 2:
             self._take_back(self._call(bucket, self._batch.pack(StepPlan(step_id=0), bucket)))
         jax.block_until_ready(self._state)
         if rest := [bucket for bucket in self._buckets if bucket not in self._steps]:
-            self._background = BackgroundCompiler(sorted(rest), self._compiler.compile, lambda: self._last_dispatch)
+            self._background = BackgroundCompiler(sorted(rest), self._compile, lambda: self._last_dispatch)
 
     def finish_compiling(self, *, wanted_only: bool = False) -> bool:
         """Wait for the background, so that a measurement does not meet it.
@@ -192,15 +191,16 @@ class ModelRunner:
         self._background.want(closest)
         return self._buckets.pick(num_tokens, kind, decode_only=decode_only, ready=self._steps)
 
+    def _compile(self, bucket: Bucket) -> StepCall:
+        return StepCall(self._compiler.compile(bucket), self._weights)
+
     def _call(self, bucket: Bucket, packed: np.ndarray) -> jax.Array:
         if bucket not in self._steps:
-            self._steps[bucket] = self._compiler.compile(bucket)
+            self._steps[bucket] = self._compile(bucket)
         # The same as device_put, in a third of its time.
         on_device = jax.make_array_from_callback(packed.shape, self._replicated, lambda _: packed)
         used = self._used.pop() if self._used else jax.device_put(np.zeros(self._num_slots, np.int32), self._replicated)
-        self._kv_pages, self._state, sampled = self._steps[bucket](
-            self._weights, self.allocate(), self._state, on_device, used
-        )
+        self._kv_pages, self._state, sampled = self._steps[bucket](self.allocate(), self._state, on_device, used)
         self._unread[id(sampled)] = sampled
         return sampled
 
@@ -252,7 +252,7 @@ class StepCompiler:
         self.copy_pages = jax.jit(copy, donate_argnums=0, out_shardings=self._kv_pages.sharding)
         self.update_page_table = jax.jit(update_page_table, donate_argnums=0, out_shardings=self._replicated)
 
-    def compile(self, bucket: Bucket) -> Step:
+    def compile(self, bucket: Bucket) -> jax.stages.Compiled:
         """The executable of one bucket. Thread-safe."""
         step = partial(run_step, self._model, bucket, self._pool.page_size)
         shardings = (self._kv_pages.sharding, _tree(self._replicated, self._replicated), self._replicated)
@@ -268,7 +268,7 @@ class StepCompiler:
 
     def temporary_bytes(self, bucket: Bucket) -> int:
         """Memory a device needs for the step's temporaries, whatever the size of the pool."""
-        analysis = self.compile(bucket).memory_analysis()  # type: ignore[attr-defined]
+        analysis = self.compile(bucket).memory_analysis()
         return int(analysis.temp_size_in_bytes) if analysis is not None else 0
 
 
