@@ -89,30 +89,29 @@ async def describe(target: str, record: dict[str, Any]) -> int:
     return model.vocab_size
 
 
-async def measure(args: argparse.Namespace, record: dict[str, Any]) -> list[Measured]:
-    """Every case, offline first."""
+async def measure(args: argparse.Namespace, record: dict[str, Any], measured: list[Measured]) -> None:
+    """Every case, offline first; what is measured is added as it comes."""
     task = asyncio.current_task()
     assert task is not None
     # A time limit around this script must not leave its server behind.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     cases = read_cases(args)
     slo = ServiceLevel(ttft_ms=args.slo_ttft_ms, itl_ms=args.slo_itl_ms)
-    measured: list[Measured] = []
     if not args.target:
         job = OfflineJob(
             config_from_flags(EngineConfig, args, model=args.model),
             {case.name: case.plans for case in cases if case.rate is None},
         )
         if job.cases:
-            result, measured = await measure_offline(job, args.time_limit, slo)
+            result, offline = await measure_offline(job, args.time_limit, slo)
             record["offline_start_seconds"] = result.start_seconds
+            measured += offline
     async with loaded(args, slo, record) as load:
         with progress_bars() as report:
             for case in cases:
                 if case.rate is None:
                     await load.warm_up(case, report)
                 measured.append(await load.measure(case, report))
-    return measured
 
 
 def pairs(measured: list[Measured]) -> list[tuple[Measured, Measured]]:
@@ -240,17 +239,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Read the command line, measure, and write tables, JSON and PNG; 1 if a request failed."""
+    """Read the command line, measure, and write tables, JSON and PNG, of a run that was stopped too; 1 if it was, or if
+    a request failed."""
     args = build_parser().parse_args()
     record: dict[str, Any] = {"command": " ".join(sys.argv), "jaxserve": jaxserve.__version__}
     record |= {"python": platform.python_version(), "grpcio": grpc.__version__}
+    measured: list[Measured] = []
+    stopped = ""
     try:
-        measured = asyncio.run(measure(args, record))
+        asyncio.run(measure(args, record, measured))
     except JaxserveError as error:
-        print(f"bench_serving: {error}", file=sys.stderr)
-        return 1
+        stopped = str(error)
     except asyncio.CancelledError:
-        print("bench_serving: stopped before it was over", file=sys.stderr)
+        stopped = "stopped before it was over"
+    if stopped:
+        print(f"bench_serving: {stopped}", file=sys.stderr)
+        record["stopped"] = stopped
+    if not measured:
         return 1
     shares = [s for a, b in pairs(measured) if (s := latency_shares(a, b)) is not None]
     record["of_offline"] = {
@@ -266,7 +271,7 @@ def main() -> int:
         print(json.dumps(record))
     else:
         print_tables(measured, shares)
-    return 1 if any(m.failures for m in measured) else 0
+    return 1 if stopped or any(m.failures for m in measured) else 0
 
 
 if __name__ == "__main__":

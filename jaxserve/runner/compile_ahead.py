@@ -87,6 +87,9 @@ class BackgroundCompiler[Step]:
         self._waiting = dict.fromkeys(buckets)
         self._wanted: dict[Bucket, None] = {}
         self._under_way: Bucket | None = None
+        # Threads that wait for what steps asked for, and when the last of them had it.
+        self._num_waiting = 0
+        self._released = float("-inf")
         self._compile_one = compile_one
         self._last_used = last_used
         self._finished: dict[Bucket, Step] = {}
@@ -131,11 +134,17 @@ class BackgroundCompiler[Step]:
         return not self._thread.is_alive()
 
     def wait_for_wanted(self) -> bool:
-        """Wait until all that steps asked for is compiled, and what is under way; whether there was anything."""
+        """Wait until all that steps asked for is compiled, and what is under way; whether there was anything.
+
+        Nothing else is begun meanwhile, however long no step begins, nor in the next IDLE_S.
+        """
         with self._lock:
             anything = bool(self._wanted or self._under_way)
+            self._num_waiting += 1
             while (self._wanted or self._under_way) and self.is_running:
                 self._wake.wait(IDLE_S / 4)
+            self._num_waiting -= 1
+            self._released = time.monotonic()
         return anything
 
     def _run(self) -> None:
@@ -159,7 +168,8 @@ class BackgroundCompiler[Step]:
         """The next bucket to compile, once it is wanted or the device has been idle; None at the end."""
         with self._lock:
             while self._waiting and not self._stop and not self._wanted:
-                if time.monotonic() - self._last_used() > IDLE_S:
+                idle_since = max(self._last_used(), self._released)
+                if not self._num_waiting and time.monotonic() - idle_since > IDLE_S:
                     break
                 self._wake.wait(IDLE_S / 4)
             if self._stop or not self._waiting:

@@ -184,6 +184,31 @@ def test_a_bucket_that_a_step_wants_is_compiled_next_without_waiting(monkeypatch
     assert compiler.close(10)
 
 
+def test_who_waits_for_what_steps_asked_for_does_not_wait_for_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though no step begins meanwhile, which is when else the background goes on."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def compile_one(bucket: Bucket) -> int:
+        begun.set()
+        go_on.wait(10)
+        time.sleep(0.01)
+        return 0
+
+    monkeypatch.setattr(compile_ahead, "IDLE_S", 0.2)
+    compiler = BackgroundCompiler(some_buckets(), compile_one, lambda: float("-inf"))
+    assert begun.wait(10)
+    first, wanted = some_buckets()[0], some_buckets()[-1]
+    compiler.want(wanted)
+    threading.Timer(0.05, go_on.set).start()
+    assert compiler.wait_for_wanted()
+    assert set(compiler.take_finished()) == {first, wanted}
+    # Steps have time to begin.
+    time.sleep(0.1)
+    assert not compiler.take_finished()
+    wait_for(lambda: not compiler.is_running)
+    assert len(compiler.take_finished()) == len(some_buckets()) - 2
+
+
 def test_buckets_of_as_many_tokens_are_compiled_one_after_the_other() -> None:
     under_way: set[int] = set()
 
