@@ -42,7 +42,7 @@ from jaxserve.models.config import ModelConfig  # noqa: E402
 from jaxserve.models.decoder import Decoder  # noqa: E402
 from jaxserve.runner.buckets import Bucket, Buckets, SamplerKind  # noqa: E402
 from jaxserve.runner.kv_pool import KVPoolSpec  # noqa: E402
-from jaxserve.runner.model_runner import StepCompiler  # noqa: E402
+from jaxserve.runner.step_compiler import StepCompiler  # noqa: E402
 from jaxserve.sharding import make_mesh  # noqa: E402
 from pallas_kernels import platform  # noqa: E402
 from pallas_kernels.cached_attention import cached_attention  # noqa: E402
@@ -264,6 +264,8 @@ def check_sampler(mesh: Mesh, num_rows: int, vocab_size: int) -> list[str]:
 
 class AbstractModel:
     """A model of shapes only, for StepCompiler."""
+
+    description = "of shapes only"
 
     def __init__(self, mesh: Mesh) -> None:
         model = Decoder(MODEL, mesh, param_dtype="bfloat16", max_model_len=4096)

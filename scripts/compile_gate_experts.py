@@ -22,7 +22,7 @@ from jaxserve.layers.moe import RoutedExperts
 from jaxserve.models.config import ExpertsConfig
 from jaxserve.runner.buckets import Bucket, Buckets, SamplerKind
 from jaxserve.runner.kv_pool import KVPoolSpec
-from jaxserve.runner.model_runner import StepCompiler
+from jaxserve.runner.step_compiler import StepCompiler
 from jaxserve.sharding import named_sharding
 from pallas_kernels import platform
 from pallas_kernels.grouped_matmul.arg_specs import EXPERTS, ExpertSpec

@@ -139,7 +139,7 @@ def write_hlo(llm: LLM, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for bucket, step in llm.core.runner.compiled_steps.items():  # type: ignore[attr-defined]
         name = f"{'decode' if bucket.decode_only else 'mixed'}-{bucket.num_tokens}-{bucket.sampler}.txt"
-        (directory / name).write_text(step.compiled.as_text())
+        (directory / name).write_text(step.step.hlo_text())
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:

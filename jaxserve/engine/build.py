@@ -98,8 +98,10 @@ def build_core(
         )
     # Read by XLA when it first touches a GPU: its allocator then takes no more than this.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(config.gpu_memory_utilization))
-    _use_compilation_cache(config.compilation_cache_dir)
+    cache_dir = _use_compilation_cache(config.compilation_cache_dir)
     on_cpu = jax.default_backend() == "cpu"
+    # A CPU's steps are small, and traced in no time.
+    step_cache_dir = None if cache_dir is None or on_cpu else cache_dir / "steps"
     defaults = CPU_DEFAULTS if on_cpu else GPU_DEFAULTS
     max_model_len = _max_model_len(config, model_config)
     scheduler_config = _scheduler_config(config, defaults, max_model_len, unlimited_queue=unlimited_queue)
@@ -116,7 +118,7 @@ def build_core(
         split_decode=defaults.split_decode,
         fine=defaults.fine_buckets,
     )
-    sizer = PoolSizer(config, buckets, max_num_seqs, on_cpu=on_cpu)
+    sizer = PoolSizer(config, buckets, max_num_seqs, on_cpu=on_cpu, cache_dir=step_cache_dir)
     with explained_out_of_memory(config, "loading the weights", "take a smaller dtype"):
         loaded = load_model(
             directory,
@@ -132,7 +134,7 @@ def build_core(
         pool = sizer.size(loaded)
     # A pool that cannot hold one sequence is refused here, before all steps are compiled.
     scheduler_config = replace(scheduler_config, num_pages=pool.num_pages)
-    runner = _make_runner(config, loaded, pool, buckets, max_num_seqs, on_progress)
+    runner = _make_runner(config, loaded, pool, buckets, max_num_seqs, step_cache_dir, on_progress)
     scheduler = Scheduler(scheduler_config, model_config.eos_token_ids)
     timeout = defaults.step_timeout_s if config.step_timeout_s is None else config.step_timeout_s
     return EngineCore(scheduler, runner, timeout), _engine_info(config, loaded, scheduler_config, chat_template)
@@ -144,6 +146,7 @@ def _make_runner(
     pool: KVPoolSpec,
     buckets: Buckets,
     max_num_seqs: int,
+    cache_dir: Path | None,
     on_progress: ProgressCallback,
 ) -> ModelRunner:
     """The runner with its pool, and a step shape for everything compiled if they are to be."""
@@ -158,6 +161,7 @@ def _make_runner(
             buckets=buckets,
             max_num_seqs=max_num_seqs,
             max_model_len=loaded.max_model_len,
+            cache_dir=cache_dir,
         )
         if config.compile_ahead:
             runner.compile_ahead(on_progress)
@@ -229,10 +233,10 @@ def _num_parameters(config: ModelConfig) -> int:
     return sum(math.prod(tensor.shape) for source in sources.values() for tensor in source.tensors)
 
 
-def _use_compilation_cache(directory: str | None) -> None:
-    """Keep compiled steps between starts, in the user's cache directory unless told otherwise."""
+def _use_compilation_cache(directory: str | None) -> Path | None:
+    """Keep what is compiled between starts, in the user's cache directory unless told otherwise; where, None if not."""
     if directory == "":
-        return
+        return None
     if directory is None:
         base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
         directory = str(Path(base) / "jaxserve" / "xla")
@@ -240,3 +244,4 @@ def _use_compilation_cache(directory: str | None) -> None:
     # Kernels that XLA gets as text are assembled by the driver, which reads this when it starts.
     os.environ.setdefault("CUDA_CACHE_PATH", str(Path(directory) / "cuda"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return Path(directory)

@@ -1,6 +1,7 @@
 """How large the KV pool is: what the settings say, or what the device's memory leaves."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import jax.numpy as jnp
 
@@ -8,7 +9,7 @@ from jaxserve.config import EngineConfig
 from jaxserve.models.checkpoint.loader import LoadedModel
 from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.kv_pool import CPU_POOL_BYTES, KVPoolSpec, most_pages, pages_in_memory
-from jaxserve.runner.model_runner import StepCompiler
+from jaxserve.runner.step_compiler import StepCompiler
 
 # What XLA needs to try candidates in: the pool is there when most steps are compiled.
 COMPILER_BYTES = 2 << 30
@@ -25,13 +26,17 @@ class PoolSizer:
         buckets: the step shapes.
         max_num_seqs: number of slots.
         on_cpu: whether the devices are CPUs, whose pool is of a fixed size.
+        cache_dir: where compiled steps are kept between starts; None if they are not.
     """
 
-    def __init__(self, config: EngineConfig, buckets: Buckets, max_num_seqs: int, *, on_cpu: bool) -> None:
+    def __init__(
+        self, config: EngineConfig, buckets: Buckets, max_num_seqs: int, *, on_cpu: bool, cache_dir: Path | None
+    ) -> None:
         self._config = config
         self._buckets = buckets
         self._max_num_seqs = max_num_seqs
         self._on_cpu = on_cpu
+        self._cache_dir = cache_dir
         self._step_bytes: Future[int] | None = None
 
     def start(self, described: LoadedModel) -> None:
@@ -53,6 +58,7 @@ class PoolSizer:
             self._spec(described, 2),
             self._max_num_seqs,
             self._pages_a_sequence(described),
+            self._cache_dir,
         )
         thread = ThreadPoolExecutor(1)
         self._step_bytes = thread.submit(compiler.temporary_bytes, self._buckets.largest)

@@ -81,6 +81,9 @@ def most_pages(num_layers: int, page_size: int) -> int:
 def pages_in_memory(*, page_bytes: int, num_devices: int, limit_bytes: int, used_bytes: int, step_bytes: int) -> int:
     """How many pages fit each device's memory beside the weights that are there and the largest step's temporaries.
 
+    Rounded down by less than one part in 128: steps are compiled for a number of pages, and those that were kept shall
+    do though a little more or less memory is free than at the last start.
+
     Args:
         page_bytes: bytes of one page over all devices.
         num_devices: devices that share each page.
@@ -99,4 +102,5 @@ def pages_in_memory(*, page_bytes: int, num_devices: int, limit_bytes: int, used
             f"{step_bytes / 2**30:.1f} GiB; raise gpu_memory_utilization or tensor_parallel_size, or lower "
             "max_num_batched_tokens or max_num_seqs"
         )
-    return pages
+    granule = 1 << max(0, pages.bit_length() - 8)
+    return pages // granule * granule

@@ -1,14 +1,11 @@
 """ModelRunner: keeps weights, pool and state on the devices, and starts one compiled step after the other."""
 
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -18,25 +15,14 @@ from jaxserve.runner.buckets import Bucket, Buckets, SamplerKind
 from jaxserve.runner.compile_ahead import BackgroundCompiler, compile_all
 from jaxserve.runner.input_batch import InputBatch
 from jaxserve.runner.kv_pool import KVPoolSpec
-from jaxserve.runner.packing import packed_layout
 from jaxserve.runner.step_call import StepCall
-from jaxserve.runner.step_function import (
-    DeviceState,
-    MergesWeights,
-    Weights,
-    copy_pages,
-    run_step,
-    update_page_table,
-)
+from jaxserve.runner.step_compiler import StepCompiler
+from jaxserve.runner.step_function import DeviceState, MergesWeights, Weights
 from jaxserve.step import StepPlan
-
-logger = logging.getLogger(__name__)
 
 # Page-table entries and page copies that one call outside the step carries.
 _UPDATES_A_CALL = 1024
 _COPIES_A_CALL = 16
-# Tokens of steps whose products are left to cuBLAS.
-CUBLAS_TOKENS = range(48, 1025)
 # How long the end of a runner waits for a compilation under way.
 STOP_COMPILING_S = 3.0
 
@@ -65,6 +51,7 @@ class ModelRunner:
         buckets: the shapes to run in.
         max_num_seqs: number of slots.
         max_model_len: most tokens of a sequence.
+        cache_dir: where compiled steps are kept between starts; None if they are not.
 
     Attributes:
         page_bytes: bytes of one page in all layers, over all devices.
@@ -80,6 +67,7 @@ class ModelRunner:
         buckets: Buckets,
         max_num_seqs: int,
         max_model_len: int,
+        cache_dir: Path | None = None,
     ) -> None:
         self._weights = weights
         self._buckets = buckets
@@ -89,7 +77,7 @@ class ModelRunner:
         self.page_bytes = pool.page_bytes
         self._replicated = NamedSharding(mesh, PartitionSpec())
         max_pages = -(-max_model_len // pool.page_size)
-        self._compiler = StepCompiler(model, weights, mesh, pool, max_num_seqs, max_pages)
+        self._compiler = StepCompiler(model, weights, mesh, pool, max_num_seqs, max_pages, cache_dir)
         self._steps: dict[Bucket, StepCall] = {}
         self._background: BackgroundCompiler[StepCall] | None = None
         self._last_dispatch = float("-inf")
@@ -192,7 +180,7 @@ class ModelRunner:
         return self._buckets.pick(num_tokens, kind, decode_only=decode_only, ready=self._steps)
 
     def _compile(self, bucket: Bucket) -> StepCall:
-        return StepCall(self._compiler.compile(bucket), self._weights)
+        return StepCall(self._compiler.load(bucket), self._weights, self._compiler.results)
 
     def _call(self, bucket: Bucket, packed: np.ndarray) -> jax.Array:
         if bucket not in self._steps:
@@ -231,57 +219,3 @@ def _columns(rows: Sequence[tuple[int, ...]], size: int, *, padding: int) -> Ite
     for start in range(0, len(rows), size):
         part = np.array(rows[start : start + size], np.int32).T
         yield np.pad(part, ((0, 0), (0, size - part.shape[1])), constant_values=padding)
-
-
-class StepCompiler:
-    """Compiles the step for a bucket, knowing arrays only by shape and sharding."""
-
-    def __init__(
-        self, model: MergesWeights, weights: Weights, mesh: Mesh, pool: KVPoolSpec, max_num_seqs: int, max_pages: int
-    ) -> None:
-        self._model = model
-        self._weights = tuple(jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=w.sharding) for w in weights)
-        self._pool = pool
-        self._kv_pages = pool.abstract(mesh)
-        self._replicated = NamedSharding(mesh, PartitionSpec())
-        self.abstract_state = _tree(
-            jax.ShapeDtypeStruct((max_num_seqs,), jnp.int32, sharding=self._replicated),
-            jax.ShapeDtypeStruct((max_num_seqs, max_pages), jnp.int32, sharding=self._replicated),
-        )
-        copy = partial(copy_pages, num_layers=pool.num_layers)
-        self.copy_pages = jax.jit(copy, donate_argnums=0, out_shardings=self._kv_pages.sharding)
-        self.update_page_table = jax.jit(update_page_table, donate_argnums=0, out_shardings=self._replicated)
-
-    def compile(self, bucket: Bucket) -> jax.stages.Compiled:
-        """The executable of one bucket. Thread-safe."""
-        step = partial(run_step, self._model, bucket, self._pool.page_size)
-        shardings = (self._kv_pages.sharding, _tree(self._replicated, self._replicated), self._replicated)
-        packed = jax.ShapeDtypeStruct((packed_layout(bucket).size,), jnp.int32, sharding=self._replicated)
-        started = time.monotonic()
-        lowered = jax.jit(step, donate_argnums=(1, 2, 4), out_shardings=shardings).lower(
-            self._weights, self._kv_pages, self.abstract_state, packed, self.abstract_state.last_tokens
-        )
-        traced = time.monotonic()
-        compiled = lowered.compile(compiler_options=_compiler_options(bucket))
-        logger.debug("%s: traced in %.1f s, compiled in %.1f s", bucket, traced - started, time.monotonic() - traced)
-        return compiled
-
-    def temporary_bytes(self, bucket: Bucket) -> int:
-        """Memory a device needs for the step's temporaries, whatever the size of the pool."""
-        analysis = self.compile(bucket).memory_analysis()
-        return int(analysis.temp_size_in_bytes) if analysis is not None else 0
-
-
-def _compiler_options(bucket: Bucket) -> dict[str, bool | int | float | str] | None:
-    """What XLA is told beyond its defaults: where cuBLAS's products are the fastest, to try no others.
-
-    They are timed alone, where XLA's own at times look faster, and are slower among the other kernels of a step.
-    """
-    if jax.default_backend() != "gpu" or bucket.num_tokens not in CUBLAS_TOKENS:
-        return None
-    return {"xla_gpu_enable_triton_gemm": False}
-
-
-def _tree(*leaves: Any) -> DeviceState:
-    """A DeviceState of something other than arrays: their shapes, or their shardings."""
-    return DeviceState(*leaves)

@@ -43,6 +43,10 @@ class CausalLM(Protocol):
 class MergesWeights(Protocol):
     """A loaded model: a flat tuple of weights and the way back to modules."""
 
+    @property
+    def description(self) -> str:
+        """All that tracing it depends on, besides its weights' shapes and where they lie."""
+
     def merge(self, weights: Weights) -> Any: ...
 
 

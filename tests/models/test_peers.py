@@ -13,7 +13,7 @@ from jaxserve.models import decoder
 from jaxserve.models.checkpoint import LoadedModel, load_model
 from jaxserve.runner.buckets import Bucket, SamplerKind
 from jaxserve.runner.kv_pool import KVPoolSpec
-from jaxserve.runner.model_runner import StepCompiler
+from jaxserve.runner.step_compiler import StepCompiler
 from jaxserve.sharding import make_mesh
 from pallas_kernels.all_reduce import Peers, WorkspaceLayout
 from tests.models.conftest import MAX_TOKENS

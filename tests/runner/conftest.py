@@ -1,6 +1,7 @@
 """A runner of a recorded checkpoint."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ def make_runner(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
-    def make(*, split_decode: bool = False, fine: bool = False) -> ModelRunner:
+    def make(*, split_decode: bool = False, fine: bool = False, cache_dir: Path | None = None) -> ModelRunner:
         pool = KVPoolSpec(
             num_layers=loaded.config.num_layers,
             num_pages=NUM_PAGES,
@@ -54,6 +55,7 @@ def make_runner(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -
             ),
             max_num_seqs=MAX_NUM_SEQS,
             max_model_len=MAX_MODEL_LEN,
+            cache_dir=cache_dir,
         )
 
     return make

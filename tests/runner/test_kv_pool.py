@@ -55,6 +55,19 @@ def test_pages_fill_what_weights_step_and_margin_leave() -> None:
     assert pages(4) == 4 * free // 2**20
 
 
+def test_a_little_less_free_memory_makes_no_other_pool() -> None:
+    """Steps are compiled for a number of pages, and kept."""
+
+    def pages(used_bytes: int) -> int:
+        return pages_in_memory(
+            page_bytes=2**20, num_devices=1, limit_bytes=70 * GIB, used_bytes=used_bytes, step_bytes=GIB
+        )
+
+    used = 20 * GIB + 5 * 2**20
+    assert pages(used) == pages(used + 60 * 2**20)
+    assert 0 <= (49 * GIB - MEMORY_MARGIN_BYTES) // 2**20 - pages(used) < pages(used) / 128
+
+
 @pytest.mark.parametrize("used_bytes", [9 * GIB, 12 * GIB, 10 * GIB - MEMORY_MARGIN_BYTES - 2**21 + 1])
 def test_memory_without_room_for_two_pages_is_refused_with_the_figures(used_bytes: int) -> None:
     with pytest.raises(ConfigError, match="no memory is left for the KV pool") as caught:

@@ -58,6 +58,11 @@ class LoadedModel:
         return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, weights))
 
     @property
+    def description(self) -> str:
+        """All that tracing it depends on, besides its weights' shapes and where they lie."""
+        return f"{self.config!r} of {self.max_model_len} positions in {self.dtype}"
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of all parameters, counted once however many devices hold them."""
         return sum(w.nbytes for w in self.weights)

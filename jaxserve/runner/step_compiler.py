@@ -1,0 +1,137 @@
+"""StepCompiler: from a bucket to the executable of its step."""
+
+import logging
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxserve.runner.buckets import Bucket
+from jaxserve.runner.kv_pool import KVPoolSpec
+from jaxserve.runner.packing import packed_layout
+from jaxserve.runner.step_cache import StepCache, StoredStep, environment
+from jaxserve.runner.step_call import StepExecutable
+from jaxserve.runner.step_function import (
+    DeviceState,
+    MergesWeights,
+    Weights,
+    copy_pages,
+    run_step,
+    update_page_table,
+)
+
+logger = logging.getLogger(__name__)
+
+# Tokens of steps whose products are left to cuBLAS.
+CUBLAS_TOKENS = range(48, 1025)
+
+
+class StepCompiler:
+    """Compiles the step for a bucket, knowing arrays only by shape and sharding, or finds it where it was kept.
+
+    Args:
+        model: merges weights into modules.
+        weights: its arrays, or what describes them.
+        mesh: the devices.
+        pool: shape of the KV pool.
+        max_num_seqs: number of slots.
+        max_pages: pages of the longest sequence.
+        cache_dir: where compiled steps are kept between starts; None if they are not.
+
+    Attributes:
+        abstract_state: the state by shape and sharding.
+    """
+
+    def __init__(
+        self,
+        model: MergesWeights,
+        weights: Weights,
+        mesh: Mesh,
+        pool: KVPoolSpec,
+        max_num_seqs: int,
+        max_pages: int,
+        cache_dir: Path | None = None,
+    ) -> None:
+        self._devices = tuple(mesh.devices.flat)
+        self._model = model
+        self._weights = tuple(jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=w.sharding) for w in weights)
+        self._pool = pool
+        self._kv_pages = pool.abstract(mesh)
+        self._replicated = NamedSharding(mesh, PartitionSpec())
+        self.abstract_state = _tree(
+            jax.ShapeDtypeStruct((max_num_seqs,), jnp.int32, sharding=self._replicated),
+            jax.ShapeDtypeStruct((max_num_seqs, max_pages), jnp.int32, sharding=self._replicated),
+        )
+        copy = partial(copy_pages, num_layers=pool.num_layers)
+        self.copy_pages = jax.jit(copy, donate_argnums=0, out_shardings=self._kv_pages.sharding)
+        self.update_page_table = jax.jit(update_page_table, donate_argnums=0, out_shardings=self._replicated)
+        self._cache = None
+        if cache_dir is not None:
+            arrays = [(w.shape, str(w.dtype), str(w.sharding.spec)) for w in self._weights]
+            sizes = f"{pool} {max_num_seqs} slots of {max_pages} pages"
+            self._cache = StepCache(cache_dir, [*environment(mesh), model.description, str(arrays), sizes])
+
+    @property
+    def results(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """What a step returns, flat, by shape and sharding."""
+        return (self._kv_pages, *self.abstract_state, self.abstract_state.last_tokens)  # type: ignore[return-value]
+
+    def load(self, bucket: Bucket) -> StepExecutable:
+        """The executable of one bucket, from the cache or compiled and kept there. Thread-safe."""
+        started = time.monotonic()
+        stored = None if self._cache is None else self._cache.load(bucket)
+        step = None if stored is None else self._restored(stored)
+        if step is not None:
+            logger.debug("%s: loaded in %.1f s", bucket, time.monotonic() - started)
+            return step
+        step = StepExecutable.of(self.compile(bucket))
+        # Callbacks belong to this process.
+        if self._cache is not None and step.compiled is None:
+            data = step.executable.serialize()
+            self._cache.store(bucket, StoredStep(data, list(step.kept), step.temporary_bytes))
+        return step
+
+    def _restored(self, stored: StoredStep) -> StepExecutable | None:
+        try:
+            return StepExecutable.restored(stored.executable, stored.kept, stored.temporary_bytes, self._devices)
+        except jax.errors.JaxRuntimeError as error:
+            logger.warning("a compiled step that was kept cannot be loaded, and is compiled again: %s", error)
+            return None
+
+    def compile(self, bucket: Bucket) -> jax.stages.Compiled:
+        """The executable of one bucket. Thread-safe."""
+        step = partial(run_step, self._model, bucket, self._pool.page_size)
+        shardings = (self._kv_pages.sharding, _tree(self._replicated, self._replicated), self._replicated)
+        packed = jax.ShapeDtypeStruct((packed_layout(bucket).size,), jnp.int32, sharding=self._replicated)
+        started = time.monotonic()
+        lowered = jax.jit(step, donate_argnums=(1, 2, 4), out_shardings=shardings).lower(
+            self._weights, self._kv_pages, self.abstract_state, packed, self.abstract_state.last_tokens
+        )
+        traced = time.monotonic()
+        compiled = lowered.compile(compiler_options=_compiler_options(bucket))
+        logger.debug("%s: traced in %.1f s, compiled in %.1f s", bucket, traced - started, time.monotonic() - traced)
+        return compiled
+
+    def temporary_bytes(self, bucket: Bucket) -> int:
+        """Memory a device needs for the step's temporaries, whatever the size of the pool."""
+        stored = None if self._cache is None else self._cache.load(bucket)
+        return (self.load(bucket) if stored is None else stored).temporary_bytes
+
+
+def _compiler_options(bucket: Bucket) -> dict[str, bool | int | float | str] | None:
+    """What XLA is told beyond its defaults: where cuBLAS's products are the fastest, to try no others.
+
+    They are timed alone, where XLA's own at times look faster, and are slower among the other kernels of a step.
+    """
+    if jax.default_backend() != "gpu" or bucket.num_tokens not in CUBLAS_TOKENS:
+        return None
+    return {"xla_gpu_enable_triton_gemm": False}
+
+
+def _tree(*leaves: Any) -> DeviceState:
+    """A DeviceState of something other than arrays: their shapes, or their shardings."""
+    return DeviceState(*leaves)
