@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Compiles steps over several H200s, without a GPU, and fails where the result is not what it must be.
 
-Run as `scripts/compile_gate.py`, whose parts it uses. The kernels that sum over devices: no register spilled, no row
-moved between threads. Decode steps: everything in one command buffer, no collective of XLA's, one sum over the devices
-for each product that is split, and one more in layers that normalise all heads together; the scores of greedy steps
-never together; kernels given no slice where it lies. Steps that sample, of more rows than an inbox has room for: one
-all-to-all of XLA's. Prompts of more rows than the kernels take: XLA's all-reduce, or, with the residual stream split,
-its two halves. Takes about a minute.
+Run as `scripts/compile_gate.py`, whose parts it uses. The kernels that sum over devices, in one shot and in two: no
+register spilled, no row moved between threads. Decode steps: everything in one command buffer, no collective of XLA's,
+one sum over the devices for each product that is split, and one more in layers that normalise all heads together; the
+scores of greedy steps never together; kernels given no slice where it lies. Steps that sample, of more rows than the
+kernel exchanges: one all-to-all of XLA's. Prompts of more rows than the kernels take: XLA's all-reduce, or, with the
+residual stream split, its two halves. Takes about two minutes.
 """
 
 import re
@@ -26,7 +26,7 @@ from jaxserve.layers import norm
 from jaxserve.models.config import ModelConfig
 from jaxserve.runner.buckets import Bucket, SamplerKind
 from jaxserve.runner.kv_pool import KVPoolSpec
-from jaxserve.runner.model_runner import StepCompiler
+from jaxserve.runner.step_compiler import StepCompiler
 from jaxserve.sharding import named_sharding
 from pallas_kernels import platform
 from pallas_kernels.all_reduce import (
@@ -37,6 +37,7 @@ from pallas_kernels.all_reduce import (
     all_to_all,
     argmax_over_devices,
 )
+from pallas_kernels.all_reduce import config as all_reduce_config
 from pallas_kernels.all_reduce.arg_specs import HIDDEN_SIZES
 
 AXIS = "tensor"
@@ -50,6 +51,7 @@ STEPS = (
     (2, 256, True, SamplerKind.GREEDY),
     (4, 256, True, SamplerKind.GREEDY),
     (2, 512, False, SamplerKind.GREEDY),
+    (4, 512, False, SamplerKind.GREEDY),
     (2, 8192, False, SamplerKind.GREEDY),
     (2, 1, True, SamplerKind.FULL),
     (2, 32, True, SamplerKind.FULL),
@@ -59,8 +61,8 @@ STEPS = (
 COLLECTIVE = r" (all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all)(?:-start)?\("
 
 
-def check_kernels(mesh: Mesh, size: int, dtype: str, num_parts: int) -> list[str]:
-    """What is wrong with the kernels for rows of one size."""
+def check_kernels(mesh: Mesh, size: int, dtype: str, num_parts: int, *, two_shot: bool = False) -> list[str]:
+    """What is wrong with the kernels for rows of one size, that are summed in one shot or in two."""
     num_devices = mesh.devices.size
     layout = WorkspaceLayout.of(size, jnp.dtype(dtype).itemsize, num_devices)
 
@@ -84,14 +86,19 @@ def check_kernels(mesh: Mesh, size: int, dtype: str, num_parts: int) -> list[str
         abstract((num_devices, layout.table_columns), "int32", "device"),
     )
     mapped = jax.shard_map(run, mesh=mesh, in_specs=(P(), P(AXIS), P(), P(AXIS)), out_specs=P(), check_vma=False)
-    with gate.recorded_kernels() as kernels, mock.patch.object(platform, "triton_can_run", lambda: True):
+    with (
+        gate.recorded_kernels() as kernels,
+        mock.patch.object(platform, "triton_can_run", lambda: True),
+        mock.patch.object(all_reduce_config, "TWO_SHOT_SAVED_BYTES", 0 if two_shot else 1 << 60),
+    ):
         jax.jit(mapped).trace(*args).lower()
     problems = []
     # That of the maxima is compiled once for a number of devices, and that of exchanges once for rows of as many bytes.
     if not {"all_reduce_kernel", "all_reduce_residual_norm_kernel"} <= {kernel.name for kernel in kernels}:
         problems.append(f"{num_devices} devices, D {size}: only {[kernel.name for kernel in kernels]}")
     for kernel in kernels:
-        where = f"{kernel.name}, {num_devices} devices, {num_parts} parts of {dtype}[{size}]"
+        form = "two shots" if two_shot else "one shot"
+        where = f"{kernel.name}, {num_devices} devices, {num_parts} parts of {dtype}[{size}], {form}"
         problems += kernel.spills(where)
         # The norm adds up a value of each warp there; rows that changed threads would need all of it.
         if kernel.shared_bytes > 128:
@@ -129,7 +136,7 @@ def check_step(mesh: Mesh, config: ModelConfig, bucket: Bucket, *, split_stream:
         wanted = ["all-gather"] * (sums - 1) + ["all-reduce"] + ["reduce-scatter"] * (sums - 1)
     if bucket.sampler is SamplerKind.FULL:
         share = bucket.num_seqs // num_devices or 1
-        if share * layout.pieces(config.vocab_size // num_devices * 4) <= layout.max_rows:
+        if layout.takes_columns(share, config.vocab_size // num_devices * 4):
             num_calls += 1
         else:
             wanted = ["all-to-all", *wanted]
@@ -159,6 +166,12 @@ def main() -> int:
         problems += check_kernels(meshes[8], 16384, dtype, 1)
     problems += check_kernels(meshes[2], 4096, "bfloat16", 2)
     problems += check_kernels(meshes[4], 8192, "bfloat16", 4)
+    for num_devices, sizes in ((4, HIDDEN_SIZES.values()), (8, (4096, 8192, 16384))):
+        for size in sizes:
+            problems += check_kernels(meshes[num_devices], size, "bfloat16", 1, two_shot=True)
+        problems += check_kernels(meshes[num_devices], 8192, "float32", 1, two_shot=True)
+        problems += check_kernels(meshes[num_devices], 4096, "bfloat16", 2, two_shot=True)
+        problems += check_kernels(meshes[num_devices], 8192, "float16", 4, two_shot=True)
     buckets = gate.step_buckets()
     for num_devices, num_tokens, decode_only, sampler in STEPS:
         problems += check_step(meshes[num_devices], LLAMA, buckets[num_tokens, decode_only, sampler])

@@ -40,7 +40,7 @@ def all_reduce(
         dtype: of the sum; that of `parts` if None.
         implementation: `reference` is XLA's collective; `triton` writes into the other GPUs' memory. None picks Triton
             where there are peers and their workspace takes the rows. Kernels add in float32, in the order of ranks:
-            all devices get the same bits.
+            all devices get the same bits, whether each of them adds or one does and sends the sum (`config.py`).
 
     Returns:
         [T, D] in `dtype`, the same on every device.
@@ -158,7 +158,7 @@ def all_to_all(
         peers: as in `all_reduce`.
         axis_name: the mesh axis.
         implementation: as in `all_reduce`. Kernels take as many rows as fit an inbox, where a long row takes the room
-            of several.
+            of several, and no more than `config.MAX_EXCHANGE_BYTES` of them.
 
     Returns:
         [R, N * D]: rows R * rank and on, the columns in the order of ranks.
@@ -173,7 +173,7 @@ def all_to_all(
             f"{values.dtype}{values.shape}"
         )
     rows, row_bytes = values.shape[0] // num_devices, values.shape[1] * values.dtype.itemsize
-    takes_triton = peers is not None and rows * peers.layout.pieces(row_bytes) <= peers.layout.max_rows
+    takes_triton = peers is not None and peers.layout.takes_columns(rows, row_bytes)
     if _checked_pick(implementation, takes_triton=takes_triton) == "reference":
         return all_to_all_reference(values, axis_name)
     # As above.

@@ -2,10 +2,17 @@
 
 from dataclasses import dataclass
 
-# Every device sends its rows to all others whole, so the bytes on the wire grow with their number; collectives that
-# send parts only win beyond this many bytes of rows, divided by the devices.
-ONE_SHOT_BYTES = 8 << 20
-MAX_ONE_SHOT_ROWS = 512
+# Most rows of a call that sums, and bytes of them: beyond, XLA's collective wins, which sends no epochs.
+MAX_ROWS = 512
+MAX_SUM_BYTES = 4 << 20
+# Of a device's inboxes for rows. For 8 devices and more it is this that limits rows.
+MAX_INBOX_BYTES = 96 << 20
+# Sums take two shots where each device then sends so many bytes less, since they also take a second hop: about 1.5 µs,
+# and NVLink's 400 GB/s are 200 of data, as half of each line is the epoch. Reasoned, not tuned yet:
+# `scripts/bench_all_reduce.py --time` times both.
+TWO_SHOT_SAVED_BYTES = 300_000
+# Of one device's columns of all rows, to be exchanged for rows; nearly all of them are sent.
+MAX_EXCHANGE_BYTES = 8 << 20
 # Rows of an exchange of maxima: sequences of a step.
 MAX_EXCHANGE_ROWS = 4096
 EXCHANGE_BLOCK = 128
@@ -42,14 +49,30 @@ class RowConfig:
     together: int
 
 
-def one_shot_rows(row_bytes: int, num_devices: int) -> int:
-    """Rows up to which the kernels are used; above, XLA's collective is.
+def max_kernel_rows(row_bytes: int, num_devices: int) -> int:
+    """Rows up to which the kernels sum over devices; above, XLA's collective does.
 
     Args:
         row_bytes: of a row, in the dtype of the residual stream.
         num_devices: N.
     """
-    return min(MAX_ONE_SHOT_ROWS, ONE_SHOT_BYTES // num_devices // row_bytes)
+    # Inboxes hold a row of each other device, twice, in lines of which half is data. Where they are the limit, it is a
+    # power of two: with that the longest rows' addresses take fewer registers, which are scarce with 8 devices.
+    with_room = MAX_INBOX_BYTES // (4 * (num_devices - 1) * row_bytes)
+    return min(MAX_ROWS, MAX_SUM_BYTES // row_bytes, 1 << (with_room.bit_length() - 1))
+
+
+def is_two_shot(num_rows: int, row_bytes: int, num_devices: int) -> bool:
+    """Whether rows are summed by their owners, who send the sums, and not by all devices, to whom all rows are sent.
+
+    Args:
+        num_rows: of a call.
+        row_bytes: of a row.
+        num_devices: N. Two never do: one shot sends as little.
+    """
+    # In one shot a device sends each row N - 1 times; in two, 2 * (N - 1) / N times on average.
+    saved = num_rows * row_bytes * (num_devices - 1) * (num_devices - 2) // num_devices
+    return num_devices > 2 and saved >= TWO_SHOT_SAVED_BYTES
 
 
 def row_config(row_bytes: int) -> RowConfig:

@@ -5,6 +5,15 @@ the call: who sees that number sees the data, without fences or flags of their o
 are bounded; after one was given up the error word is set, and later calls do not wait. All that a program must know
 before it sends lies in one array, the table, and is read at once: in a step, other kernels' weights push it out of the
 cache between two calls, and no address should have to be waited for before the next is known.
+
+In one shot, a row goes whole to all others, and all of them add. In two (TWO_SHOT), it goes to the row's owner alone,
+rank row % N, which adds, rounds, and sends the sum to the others: the same bits for fewer bytes, and a second hop.
+
+Two inboxes, for even and odd epochs, are enough in either form, and however the forms follow each other. Whoever begins
+call e of a row has ended call e - 1 of it, so it has received either every rank's lines or the owner's, which sends
+only after it has received every rank's. Every rank had thus begun call e - 1 of the row and ended call e - 2: nobody
+still reads what call e overwrites. A call of fewer rows leaves the other rows' counters alone, so this holds row by
+row.
 """
 
 # mypy: ignore-errors
@@ -167,27 +176,69 @@ def begin_row(table, row, N: tl.constexpr, COUNTERS: tl.constexpr, POLLS: tl.con
 
 
 @triton.jit
-def send_to_all(
-    own,
-    table,
+def inbox_row(
+    base,
+    sender,
     row,
-    line,
-    live,
     epoch,
-    dtype: tl.constexpr,
     N: tl.constexpr,
     INBOX: tl.constexpr,
     MAX_ROWS: tl.constexpr,
     ROW_LINES: tl.constexpr,
 ):
-    """Push values [LINES, V] into the inboxes of all other devices, at some lines of a row."""
-    words = words_of(own, dtype)
-    inbox = (epoch & 1).to(tl.int64) * (N - 1)
+    """Where a row begins in the workspace at `base`, as sent by the rank `sender` after that workspace's."""
+    slot = (epoch & 1).to(tl.int64) * (N - 1) + (sender - 1)
+    return base + INBOX + (slot * MAX_ROWS + row) * (ROW_LINES * 16)
+
+
+@triton.jit
+def send_to_all(
+    words,
+    table,
+    row,
+    line,
+    live,
+    epoch,
+    N: tl.constexpr,
+    INBOX: tl.constexpr,
+    MAX_ROWS: tl.constexpr,
+    ROW_LINES: tl.constexpr,
+):
+    """Push words [LINES] into the inboxes of all other devices, at some lines of a row."""
     for offset in tl.static_range(1, N):
         # To the one `offset` ranks after me, I am the one N - offset after it.
-        slot = inbox + (N - offset - 1)
-        start = workspace_address(table, offset) + INBOX + (slot * MAX_ROWS + row) * (ROW_LINES * 16)
+        base = workspace_address(table, offset)
+        start = inbox_row(base, N - offset, row, epoch, N, INBOX, MAX_ROWS, ROW_LINES)
         send_lines(start + line * 16, words, epoch, live)
+
+
+@triton.jit
+def owner_offset(table, row, N: tl.constexpr):
+    """How many ranks after me the owner of a row is; 0 if it is me."""
+    return ((row % N).to(tl.int32) - tl.load(table + 2 * N) + N) % N
+
+
+@triton.jit
+def send_to_owner(
+    words,
+    table,
+    row,
+    line,
+    live,
+    epoch,
+    N: tl.constexpr,
+    INBOX: tl.constexpr,
+    MAX_ROWS: tl.constexpr,
+    ROW_LINES: tl.constexpr,
+):
+    """Push words [LINES] into the inbox of the row's owner, unless that is me."""
+    owner = owner_offset(table, row, N)
+    base = workspace_address(table, 0)
+    # All are read and one is chosen: none has to be waited for until it is known which.
+    for offset in tl.static_range(1, N):
+        base = tl.where(owner == offset, workspace_address(table, offset), base)
+    start = inbox_row(base, N - owner, row, epoch, N, INBOX, MAX_ROWS, ROW_LINES)
+    send_lines(start + line * 16, words, epoch, tl.where(owner == 0, 0, live))
 
 
 @triton.jit
@@ -197,6 +248,7 @@ def send_row(
     row,
     epoch,
     dtype: tl.constexpr,
+    TWO_SHOT: tl.constexpr,
     D: tl.constexpr,
     PARTS: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -207,14 +259,18 @@ def send_row(
     MAX_ROWS: tl.constexpr,
     ROW_LINES: tl.constexpr,
 ):
-    """Push a whole row, before anything is waited for. What this device sent of its last chunk: all, if it is one."""
+    """Push a whole row, before anything is waited for. What this device has of its last chunk: all, if it is one."""
     V: tl.constexpr = 64 // dtype.primitive_bitwidth
     for chunk in tl.static_range(CHUNKS):
         line = chunk * LINES + tl.arange(0, LINES)
         d = line[:, None] * V + tl.arange(0, V)[None, :]
         own = local_sum(parts, row * D + d, d < D, PARTS, STRIDE, dtype)
+        words = words_of(own, dtype)
         live = (line * V < D).to(tl.int32)
-        send_to_all(own, table, row, line, live, epoch, dtype, N, INBOX, MAX_ROWS, ROW_LINES)
+        if TWO_SHOT:
+            send_to_owner(words, table, row, line, live, epoch, N, INBOX, MAX_ROWS, ROW_LINES)
+        else:
+            send_to_all(words, table, row, line, live, epoch, N, INBOX, MAX_ROWS, ROW_LINES)
     return own
 
 
@@ -234,21 +290,56 @@ def sum_of_all(
     MAX_ROWS: tl.constexpr,
     ROW_LINES: tl.constexpr,
 ):
-    """The sum [LINES, V] float32 of all devices' `own`, added in the order of ranks: the same bits on all of them."""
+    """The sum [LINES, V] of all devices' `own`, added in float32 in the order of ranks: the same bits on all."""
     rank = tl.load(table + 2 * N)
     base = workspace_address(table, 0)
     error = error_word(table, N).to(tl.int64)
     words = words_of(own, dtype)
-    inbox = (epoch & 1).to(tl.int64) * (N - 1)
     total = tl.zeros(own.shape, tl.float32)
     for r in tl.static_range(N):
         theirs = words
         if r != rank:
-            slot = inbox + ((r - rank + N) % N - 1)
-            start = base + INBOX + (slot * MAX_ROWS + row) * (ROW_LINES * 16)
+            start = inbox_row(base, (r - rank + N) % N, row, epoch, N, INBOX, MAX_ROWS, ROW_LINES)
             theirs = receive_lines(start + line * 16, epoch, live, polls, error, TOGETHER)
         total += values_of(theirs, dtype)
-    return total
+    return total.to(dtype)
+
+
+@triton.jit
+def sum_over_devices(
+    own,
+    table,
+    row,
+    line,
+    live,
+    epoch,
+    polls,
+    dtype: tl.constexpr,
+    TWO_SHOT: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    N: tl.constexpr,
+    INBOX: tl.constexpr,
+    MAX_ROWS: tl.constexpr,
+    ROW_LINES: tl.constexpr,
+):
+    """`sum_of_all`, after `send_row`: taken here, or in two shots where the row is mine, and else from its owner."""
+    if TWO_SHOT:
+        owner = owner_offset(table, row, N)
+        if owner == 0:
+            total = sum_of_all(
+                own, table, row, line, live, epoch, polls, dtype, TOGETHER, N, INBOX, MAX_ROWS, ROW_LINES
+            )
+            words = words_of(total, dtype)
+            # Even if a wait was given up, so that the others need not wait as long: the exchange tells them.
+            send_to_all(words, table, row, line, live, epoch, N, INBOX, MAX_ROWS, ROW_LINES)
+        else:
+            error = error_word(table, N).to(tl.int64)
+            start = inbox_row(workspace_address(table, 0), owner, row, epoch, N, INBOX, MAX_ROWS, ROW_LINES)
+            words = receive_lines(start + line * 16, epoch, live, polls, error, TOGETHER)
+        summed = values_of(words, dtype).to(dtype)
+    else:
+        summed = sum_of_all(own, table, row, line, live, epoch, polls, dtype, TOGETHER, N, INBOX, MAX_ROWS, ROW_LINES)
+    return summed
 
 
 @triton.jit
@@ -256,6 +347,7 @@ def all_reduce_kernel(
     parts,
     table,
     out,
+    TWO_SHOT: tl.constexpr,
     D: tl.constexpr,
     PARTS: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -277,15 +369,19 @@ def all_reduce_kernel(
     V: tl.constexpr = 64 // dtype.primitive_bitwidth
     row = tl.program_id(0).to(tl.int64)
     counter, epoch, polls = begin_row(table, row, N, COUNTERS, POLLS)
-    own = send_row(parts, table, row, epoch, dtype, D, PARTS, STRIDE, LINES, CHUNKS, N, INBOX, MAX_ROWS, ROW_LINES)
+    own = send_row(
+        parts, table, row, epoch, dtype, TWO_SHOT, D, PARTS, STRIDE, LINES, CHUNKS, N, INBOX, MAX_ROWS, ROW_LINES
+    )
     for chunk in tl.static_range(CHUNKS):
         line = chunk * LINES + tl.arange(0, LINES)
         d = line[:, None] * V + tl.arange(0, V)[None, :]
         if CHUNKS > 1:
             own = local_sum(parts, row * D + d, d < D, PARTS, STRIDE, dtype)
         live = (line * V < D).to(tl.int32)
-        total = sum_of_all(own, table, row, line, live, epoch, polls, dtype, TOGETHER, N, INBOX, MAX_ROWS, ROW_LINES)
-        tl.store(out + row * D + d, total.to(dtype), mask=d < D)
+        total = sum_over_devices(
+            own, table, row, line, live, epoch, polls, dtype, TWO_SHOT, TOGETHER, N, INBOX, MAX_ROWS, ROW_LINES
+        )
+        tl.store(out + row * D + d, total, mask=d < D)
     # All threads have read the counter.
     tl.debug_barrier()
     tl.store(counter, epoch)
@@ -302,6 +398,7 @@ def all_reduce_residual_norm_kernel(
     normed_out,
     eps: tl.constexpr,
     KIND: tl.constexpr,
+    TWO_SHOT: tl.constexpr,
     D: tl.constexpr,
     PARTS: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -327,7 +424,9 @@ def all_reduce_residual_norm_kernel(
         line = tl.arange(0, LINES)
         d = line[:, None] * V + tl.arange(0, V)[None, :]
         stream = tl.load(x + row * D + d, mask=d < D, other=0.0)
-    own = send_row(parts, table, row, epoch, dtype, D, PARTS, STRIDE, LINES, CHUNKS, N, INBOX, MAX_ROWS, ROW_LINES)
+    own = send_row(
+        parts, table, row, epoch, dtype, TWO_SHOT, D, PARTS, STRIDE, LINES, CHUNKS, N, INBOX, MAX_ROWS, ROW_LINES
+    )
     if CHUNKS == 1:
         # Not before anything is sent: it waits for the row's number.
         scale = tl.load(weight + d, mask=d < D, other=0.0)
@@ -339,9 +438,11 @@ def all_reduce_residual_norm_kernel(
             stream = tl.load(x + row * D + d, mask=d < D, other=0.0)
             own = local_sum(parts, row * D + d, d < D, PARTS, STRIDE, dtype)
         live = (line * V < D).to(tl.int32)
-        added = sum_of_all(own, table, row, line, live, epoch, polls, dtype, TOGETHER, N, INBOX, MAX_ROWS, ROW_LINES)
-        # As if the sum were the product itself, which is in the dtype of the stream.
-        stream = (stream.to(tl.float32) + added.to(dtype).to(tl.float32)).to(dtype)
+        # In the dtype of the stream, as if the sum were the product itself.
+        added = sum_over_devices(
+            own, table, row, line, live, epoch, polls, dtype, TWO_SHOT, TOGETHER, N, INBOX, MAX_ROWS, ROW_LINES
+        )
+        stream = (stream.to(tl.float32) + added.to(tl.float32)).to(dtype)
         tl.store(x_out + row * D + d, stream, mask=d < D)
         squares += stream.to(tl.float32) * stream.to(tl.float32)
     inverse = tl.rsqrt(tl.sum(tl.sum(squares, 1), 0) / D + eps)
@@ -393,12 +494,10 @@ def all_to_all_kernel(
     base = workspace_address(table, 0)
     error = error_word(table, N).to(tl.int64)
     counter, epoch, polls = begin_row(table, place, N, COUNTERS, POLLS)
-    inbox = (epoch & 1).to(tl.int64) * (N - 1)
     for offset in tl.static_range(1, N):
         # As in send_to_all, but other values for each device: its share of the rows.
         theirs = values + (((rank + offset) % N) * ROWS + row) * D
-        slot = inbox + (N - offset - 1)
-        start = workspace_address(table, offset) + INBOX + (slot * MAX_ROWS + place) * (ROW_LINES * 16)
+        start = inbox_row(workspace_address(table, offset), N - offset, place, epoch, N, INBOX, MAX_ROWS, ROW_LINES)
         for chunk in tl.static_range(CHUNKS):
             line = chunk * LINES + tl.arange(0, LINES)
             d = first + line[:, None] * V + tl.arange(0, V)[None, :]
@@ -414,8 +513,7 @@ def all_to_all_kernel(
             if r == rank:
                 received = tl.load(values + (rank * ROWS + row) * D + d, mask=inside, other=0.0).to(tl.float32)
             else:
-                slot = inbox + ((r - rank + N) % N - 1)
-                start = base + INBOX + (slot * MAX_ROWS + place) * (ROW_LINES * 16)
+                start = inbox_row(base, (r - rank + N) % N, place, epoch, N, INBOX, MAX_ROWS, ROW_LINES)
                 received = values_of(receive_lines(start + line * 16, epoch, live, polls, error, TOGETHER), dtype)
             tl.store(out + row * (N * D) + r * D + d, received.to(dtype), mask=inside)
     # All threads have read the counter.

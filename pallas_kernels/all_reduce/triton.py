@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from pallas_kernels.all_reduce import kernels
-from pallas_kernels.all_reduce.config import EXCHANGE_BLOCK, LINE_DATA_BYTES, POLLS, row_config
+from pallas_kernels.all_reduce.config import EXCHANGE_BLOCK, LINE_DATA_BYTES, POLLS, is_two_shot, row_config
 from pallas_kernels.all_reduce.workspace import Peers, WorkspaceLayout
 from pallas_kernels.platform import PTX_VERSION
 from pallas_kernels.residual_norm.reference import NormKind
@@ -25,6 +25,7 @@ def row_settings(shape: tuple[int, ...], itemsize: int, layout: WorkspaceLayout,
     num_parts, num_rows, size = shape
     config = row_config(size * itemsize)
     return {
+        "TWO_SHOT": is_two_shot(num_rows, size * itemsize, layout.num_devices),
         "D": size,
         "PARTS": num_parts,
         # Only several parts need it, and a kernel for each number of rows is compiled.
@@ -125,7 +126,7 @@ def all_to_all_triton(values: jax.Array, peers: Peers, *, polls: int = POLLS) ->
     piece_bytes = layout.row_bytes // LINE_DATA_BYTES * LINE_DATA_BYTES
     pieces = layout.pieces(size * values.dtype.itemsize)
     settings = row_settings((1, rows, piece_bytes // values.dtype.itemsize), values.dtype.itemsize, layout, polls)
-    for name in ("D", "PARTS", "STRIDE"):
+    for name in ("TWO_SHOT", "D", "PARTS", "STRIDE"):
         del settings[name]
     shares: jax.Array = _call(
         values,

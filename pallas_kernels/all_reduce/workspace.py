@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pallas_kernels.all_reduce.config import LINE_DATA_BYTES, MAX_EXCHANGE_ROWS, one_shot_rows
+from pallas_kernels.all_reduce.config import LINE_DATA_BYTES, MAX_EXCHANGE_BYTES, MAX_EXCHANGE_ROWS, max_kernel_rows
 
 _ALIGNMENT = 256
 _LINE_BYTES = 2 * LINE_DATA_BYTES
@@ -29,7 +29,7 @@ class WorkspaceLayout:
     """What lies where in each device's workspace and in its row of the table.
 
     The workspace is inboxes. An inbox holds lines of 16 bytes: half of it data, half the epoch, the number of the call.
-    It is there twice, for even and odd epochs: who sends epoch e has finished reading epoch e - 2.
+    It is there twice, for even and odd epochs: who sends epoch e knows that all have read epoch e - 2 (`kernels.py`).
 
     The table holds the addresses of all workspaces, the device's rank, and its error word: not 0 once a wait was given
     up. Then a counter of calls for each row of the residual stream, and for each row of an exchange.
@@ -48,9 +48,9 @@ class WorkspaceLayout:
 
     @classmethod
     def of(cls, hidden_size: int, itemsize: int, num_devices: int) -> "WorkspaceLayout":
-        """For rows of some values of `itemsize` bytes, as many as `config.one_shot_rows` says."""
+        """For rows of some values of `itemsize` bytes, as many as `config.max_kernel_rows` says."""
         row_bytes = hidden_size * itemsize
-        return cls(num_devices, row_bytes, one_shot_rows(row_bytes, num_devices))
+        return cls(num_devices, row_bytes, max_kernel_rows(row_bytes, num_devices))
 
     @property
     def error_word(self) -> int:
@@ -95,6 +95,11 @@ class WorkspaceLayout:
     def pieces(self, row_bytes: int) -> int:
         """Rows of an inbox that a row of an exchange takes, which may be longer than they are."""
         return -(-row_bytes // (self.row_bytes // LINE_DATA_BYTES * LINE_DATA_BYTES))
+
+    def takes_columns(self, num_rows: int, row_bytes: int) -> bool:
+        """Whether each device can be given the columns, of `row_bytes`, that the others have of its `num_rows` rows."""
+        most = min(self.max_rows, MAX_EXCHANGE_BYTES // self.num_devices // self.row_bytes)
+        return num_rows * self.pieces(row_bytes) <= most
 
 
 @jax.tree_util.register_dataclass

@@ -3,13 +3,15 @@
 The interpreter knows no assembly: sending and receiving a line are replaced by plain stores and loads of the same 16
 bytes. Ranks that run one after the other cannot wait for each other, so each call is made three times, with counters
 and error words as they were: once so that all have sent; again because a rank that received nothing tells the others so
-in its next program; and once more so that all receive.
+in its next program, and because owners of rows send their sums only now; and once more so that all receive.
 """
 
 # mypy: ignore-errors
 # The kernels are Triton's language, which only looks like Python.
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ import triton
 import triton.language as tl
 
 import pallas_kernels.all_reduce.triton as launching
-from pallas_kernels.all_reduce import Peers, WorkspaceLayout, kernels
+from pallas_kernels.all_reduce import Peers, WorkspaceLayout, config, kernels
 from pallas_kernels.all_reduce.workspace import first_table
 
 OF_EACH_RANK = {"parts", "values", "ids", "columns"}
@@ -64,6 +66,18 @@ class Ranks:
                 results.append([np.asarray(a) for a in operation(rank, peers)])
         return results
 
+    def senders(self) -> np.ndarray:
+        """[ranks, max_rows]: how many ranks ever wrote into a rank's inboxes for a row."""
+        n, first = self._layout.num_devices, self._layout.row_inbox // 4
+        shape = (2, n - 1, self._layout.max_rows, self._layout.row_bytes // 8 * 4)
+        inboxes = np.stack([m[first : first + np.prod(shape)].reshape(shape) for m in self.memory])
+        return inboxes.any((1, 4)).sum(1)
+
+
+def summing_in_two_shots(chosen: bool) -> AbstractContextManager:
+    """Whether rows are summed in two shots, whatever they are."""
+    return mock.patch.object(config, "TWO_SHOT_SAVED_BYTES", 0 if chosen else 1 << 60)
+
 
 def second_of_three(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A norm's weight [D] among others [3, D], and which it is."""
@@ -72,24 +86,27 @@ def second_of_three(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def run(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, ...]:
-    """Three calls of `operation` on each rank, of the given rows; then the error words.
+    """Three calls on each rank, of the given rows.
 
     The second call has half of the rows, or of the columns where they are exchanged, so that rows are at different
-    epochs. With `late`, the last rank makes it
-    after the others, which gave it up. Results: those of the last call of rank 0, then of rank 1, and so on; then the
-    error words.
+    epochs. With `late`, the last rank makes it after the others, which gave it up. With `parts` and `values`, the last
+    call chooses and the others sum. `two_shot` says of each call whether sums are taken in two shots. Results: those of
+    the last call of rank 0, then of rank 1, and so on; `Ranks.senders`, with `count_senders`; the error words.
     """
     kernels.send_lines, kernels.receive_lines = send_lines, receive_lines
     (num_ranks,) = {arrays[name].shape[0] for name in OF_EACH_RANK & arrays.keys()}
     layout = WorkspaceLayout(num_ranks, options.pop("row_bytes"), options.pop("max_rows"), max_exchange_rows=16)
     late = options.pop("late", False)
+    two_shot = options.pop("two_shot", [False] * 3)
+    count_senders = options.pop("count_senders", False)
+    dtype = options.pop("dtype", "float32")
     ranks = Ranks(layout)
     for turn in range(3):
         rows = slice(None, None, 2) if turn == 1 else slice(None)
 
         def operation(rank: int, peers: Peers, turn: int = turn, rows: slice = rows) -> list[jax.Array]:
             own = {name: jnp.asarray(a[rank]) for name, a in arrays.items() if name in OF_EACH_RANK}
-            if "values" in arrays:
+            if "values" in arrays and ("parts" not in arrays or turn == 2):
                 chosen = launching.argmax_over_devices_triton(
                     own["values"][rows], own["ids"][rows], peers, polls=1, block=8
                 )
@@ -100,15 +117,17 @@ def run(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, ...]:
                 return [launching.all_to_all_triton(own["columns"][:, rows] * factor, peers, polls=1)]
             parts = own["parts"][:, rows] * factor
             if "x" not in arrays:
-                return [launching.all_reduce_triton(parts, jnp.float32, peers, polls=1)]
+                return [launching.all_reduce_triton(parts, jnp.dtype(dtype), peers, polls=1)]
             x, weights = jnp.asarray(arrays["x"])[rows], second_of_three(jnp.asarray(arrays["weight"]))
             return list(launching.all_reduce_residual_norm_triton(x, parts, *weights, peers, polls=1, **options))
 
         together = list(range(num_ranks))
-        if late and turn == 1:
-            ranks.call(operation, together[:-1])
-            ranks.call(operation, together[-1:])
-        else:
-            results = ranks.call(operation, together)
+        with summing_in_two_shots(two_shot[turn]):
+            if late and turn == 1:
+                ranks.call(operation, together[:-1])
+                ranks.call(operation, together[-1:])
+            else:
+                results = ranks.call(operation, together)
     errors = ranks.table[:, layout.error_word].copy()
-    return (*(array for of_rank in results for array in of_rank), errors)
+    senders = (ranks.senders(),) if count_senders else ()
+    return (*(array for of_rank in results for array in of_rank), *senders, errors)

@@ -26,7 +26,14 @@ from pallas_kernels.all_reduce import (
 )
 from pallas_kernels.all_reduce import triton as launching
 from pallas_kernels.all_reduce.arg_specs import HIDDEN_SIZES
-from pallas_kernels.all_reduce.config import LINE_DATA_BYTES, MAX_ONE_SHOT_ROWS, one_shot_rows, row_config
+from pallas_kernels.all_reduce.config import (
+    LINE_DATA_BYTES,
+    MAX_INBOX_BYTES,
+    MAX_ROWS,
+    is_two_shot,
+    max_kernel_rows,
+    row_config,
+)
 from pallas_kernels.all_reduce.workspace import first_table
 from tests.pallas_kernels.interpreter import KernelCase, interpret_cases
 
@@ -44,12 +51,14 @@ def over_devices(function: Any, mesh: Mesh, *specs: P) -> Any:
     return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=P("tensor"), check_vma=False))
 
 
-def arguments(ranks: int, size: int, num_parts: int = 1) -> dict[str, np.ndarray]:
+def arguments(
+    ranks: int, size: int, num_parts: int = 1, rows: int = ROWS, dtype: str = "float32"
+) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(size + ranks)
     return {
-        "parts": rng.standard_normal((ranks, num_parts, ROWS, size)).astype(np.float32),
-        "x": rng.standard_normal((ROWS, size)).astype(np.float32),
-        "weight": rng.standard_normal(size).astype(np.float32),
+        "parts": rng.standard_normal((ranks, num_parts, rows, size)).astype(dtype if num_parts == 1 else "float32"),
+        "x": rng.standard_normal((rows, size)).astype(dtype),
+        "weight": rng.standard_normal(size).astype(dtype),
     }
 
 
@@ -127,6 +136,54 @@ def test_the_reference_chooses_the_first_of_the_largest(ranks: int) -> None:
         np.testing.assert_array_equal(own, want)
 
 
+# Which of three calls sum in two shots. Only the last one's results are looked at; that in the middle has fewer rows.
+FORMS = {"one": (False, False, False), "two": (True, True, True), "turns": (True, False, True)}
+# (ranks, D, rows, parts, a norm's kind or None); rounded to float16, so that rounding can go wrong.
+TWO_SHOT_SUMS: dict[str, tuple[int, int, int, int, str | None]] = {
+    "sum": (4, 100, 5, 3, None),
+    "sum of 3 ranks": (3, 100, 4, 1, None),
+    "norm of fewer rows than ranks": (4, 100, 3, 2, "rms"),
+    # 2250 lines: two chunks, the second of them not full.
+    "long sum": (4, 9000, 2, 1, None),
+    "long norm": (4, 9000, 2, 2, "rms_plus_one"),
+}
+# (rows, form, which of four ranks gave up), where half of the rows are summed without the last rank. In one shot all
+# others wait for it; in two those that own a row and, if it owns one itself, all.
+LATE = ((4, "one", [1, 1, 1, 0]), (4, "two", [1, 1, 0, 0]), (8, "two", [1, 1, 1, 0]))
+
+
+def two_shot_arguments(name: str) -> dict[str, np.ndarray]:
+    """With large values that cancel, so that ranks in another order give other bits."""
+    ranks, size, rows, num_parts, _ = TWO_SHOT_SUMS[name]
+    args = arguments(ranks, size, num_parts, rows, "float16")
+    args["parts"][0, 0] += 8000
+    args["parts"][-1, 0] -= 8000
+    return args
+
+
+@pytest.fixture(scope="module")
+def two_shot_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[np.ndarray]]:
+    cases = {}
+    for name, (_, size, _, _, kind) in TWO_SHOT_SUMS.items():
+        args = two_shot_arguments(name)
+        options: dict[str, Any] = {"operation": "all_reduce", "row_bytes": 2 * size, "max_rows": 6}
+        if kind is None:
+            args, options = {"parts": args["parts"]}, {**options, "dtype": "float16"}
+        else:
+            options |= {"eps": EPS, "kind": kind}
+        for form, two_shot in FORMS.items():
+            if form != "turns" or name == "sum":
+                cases[f"{name}, {form}"] = KernelCase(args, {**options, "two_shot": two_shot})
+    options = {"operation": "all_reduce", "row_bytes": 400, "max_rows": 8}
+    counted = {**options, "count_senders": True, "two_shot": FORMS["two"]}
+    cases["senders"] = KernelCase({"parts": arguments(4, 100, rows=5)["parts"]}, counted)
+    values, ids, _ = choices(4)
+    for rows, form, _ in LATE:
+        args = {"parts": arguments(4, 100, rows=rows)["parts"], "values": values, "ids": ids}
+        cases[f"late, {rows} rows, {form}"] = KernelCase(args, {**options, "late": True, "two_shot": FORMS[form]})
+    return interpret_cases(tmp_path_factory.mktemp("cases"), cases)
+
+
 @pytest.fixture(scope="module")
 def kernel_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[np.ndarray]]:
     cases = {}
@@ -192,6 +249,50 @@ def test_kernels_sum_parts_first_and_ranks_in_their_order(
     np.testing.assert_array_equal(summed, total)
 
 
+@pytest.mark.parametrize(("name", "form"), [*((name, "two") for name in TWO_SHOT_SUMS), ("sum", "turns")])
+def test_two_shots_give_the_bits_of_one(name: str, form: str, two_shot_results: dict[str, list[np.ndarray]]) -> None:
+    ranks = TWO_SHOT_SUMS[name][0]
+    one, two = (of_ranks(two_shot_results[f"{name}, {which}"], ranks)[0] for which in ("one", form))
+    for array, want in zip(two, one, strict=True):
+        assert array.dtype == np.float16 and not np.isnan(want).any()
+        assert array.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("name", [name for name, (*_, kind) in TWO_SHOT_SUMS.items() if kind is None])
+def test_two_shots_add_in_the_order_of_ranks_and_round_once(
+    name: str, two_shot_results: dict[str, list[np.ndarray]]
+) -> None:
+    ranks, size, rows, *_ = TWO_SHOT_SUMS[name]
+    ((summed,), *_) = of_ranks(two_shot_results[f"{name}, two"], ranks)
+    total = np.zeros((rows, size), np.float32)
+    for own in two_shot_arguments(name)["parts"]:
+        local = own[0]
+        for part in own[1:]:
+            local = local + part
+        total += local.astype(np.float16)
+    np.testing.assert_array_equal(summed, total.astype(np.float16))
+
+
+def test_in_two_shots_rows_go_to_their_owner_and_sums_to_the_others(
+    two_shot_results: dict[str, list[np.ndarray]],
+) -> None:
+    *_, senders, errors = two_shot_results["senders"]
+    assert not errors.any()
+    # Of 5 rows, rank 0 owns two.
+    owners = np.array([0, 1, 2, 3, 0])
+    np.testing.assert_array_equal(senders[:, :5], np.where(np.arange(4)[:, None] == owners, 3, 1))
+    assert not senders[:, 5:].any()
+
+
+@pytest.mark.parametrize(("rows", "form", "gave_up"), LATE)
+def test_every_rank_hears_of_a_sum_that_was_given_up(
+    rows: int, form: str, gave_up: list[int], two_shot_results: dict[str, list[np.ndarray]]
+) -> None:
+    *chosen, errors = two_shot_results[f"late, {rows} rows, {form}"]
+    assert errors.tolist() == gave_up
+    assert len(chosen) == 4 and all((of_rank == -1).all() for of_rank in chosen)
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_kernels_sum_rows_of_two_values(ranks: int, kernel_results: dict[str, list[np.ndarray]]) -> None:
     ((summed,), *_) = of_ranks(kernel_results[f"pair {ranks}"], ranks)
@@ -227,7 +328,7 @@ def test_every_rank_hears_of_a_wait_that_was_given_up(ranks: int, kernel_results
 @pytest.mark.parametrize("size", HIDDEN_SIZES.values())
 def test_the_regions_of_a_workspace_follow_each_other(size: int, itemsize: int, num_devices: int) -> None:
     layout = WorkspaceLayout.of(size, itemsize, num_devices)
-    assert 0 < layout.max_rows <= MAX_ONE_SHOT_ROWS
+    assert 0 < layout.max_rows <= MAX_ROWS
     ends = (
         layout.exchange_inbox + 2 * (num_devices - 1) * layout.max_exchange_rows * 16,
         layout.row_inbox + 2 * (num_devices - 1) * layout.max_rows * layout.row_bytes * 2,
@@ -238,7 +339,8 @@ def test_the_regions_of_a_workspace_follow_each_other(size: int, itemsize: int, 
     assert 2 * num_devices + 1 <= layout.error_word < layout.row_counters
     assert layout.row_counters + layout.max_rows <= layout.exchange_counters
     assert layout.exchange_counters + layout.max_exchange_rows == layout.table_columns
-    assert layout.num_bytes < 64 << 20
+    assert layout.num_bytes - layout.row_inbox <= MAX_INBOX_BYTES
+    assert layout.num_bytes < 100_000_000
 
 
 @pytest.mark.parametrize("row_bytes", [8, 1152, 8192, 16384, 32768, 65536])
@@ -249,8 +351,30 @@ def test_a_row_is_cut_so_that_all_of_it_is_sent(row_bytes: int) -> None:
     assert config.num_warps <= 32 and config.together <= 4
 
 
-def test_more_devices_take_fewer_rows_at_once() -> None:
-    assert [one_shot_rows(8192, n) for n in (2, 4, 8)] == [512, 256, 128]
+def test_many_devices_take_fewer_rows_at_once() -> None:
+    assert [max_kernel_rows(8192, n) for n in (2, 4, 8)] == [512, 512, 256]
+    assert [max_kernel_rows(16384, n) for n in (2, 4, 8)] == [256, 256, 128]
+
+
+def test_two_shots_are_taken_where_they_spare_more_than_a_hop_costs() -> None:
+    assert not any(is_two_shot(rows, row_bytes, 2) for rows in (1, 512) for row_bytes in (8192, 65536))
+    # Rows from which on, of 8 and 16 KB.
+    for num_devices, wanted in ((3, (55, 28)), (4, (25, 13)), (8, (7, 4))):
+        for row_bytes, first in zip((8192, 16384), wanted, strict=True):
+            assert not is_two_shot(first - 1, row_bytes, num_devices)
+            assert is_two_shot(first, row_bytes, num_devices)
+            settings = launching.row_settings(
+                (1, first, row_bytes // 2), 2, WorkspaceLayout(num_devices, row_bytes, 512), 1
+            )
+            assert settings["TWO_SHOT"]
+
+
+def test_columns_are_exchanged_by_kernel_up_to_some_bytes_of_all_devices() -> None:
+    """128,256 scores of 4 bytes a row, over 2, 4 and 8 devices: 32, 64 and 128 rows."""
+    for num_devices, rows in ((2, 16), (4, 16), (8, 16)):
+        layout = WorkspaceLayout.of(4096, 2, num_devices)
+        assert layout.takes_columns(rows, 128_256 // num_devices * 4)
+        assert not layout.takes_columns(rows + 1, 128_256 // num_devices * 4)
 
 
 def test_the_table_holds_the_others_addresses_in_the_order_of_ranks_after_mine() -> None:
