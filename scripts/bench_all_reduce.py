@@ -194,7 +194,10 @@ def check_sums(
     want = expected_sum(parts, bench.size, t)
     np.testing.assert_array_equal(summed.astype(np.float32), want.astype(np.float32), "the sum")
     np.testing.assert_allclose(
-        summed.astype(np.float64), parts.astype(np.float64).sum(0), rtol=0, atol=0.05 if t.itemsize == 2 else 1e-5
+        summed.astype(np.float64),
+        parts.astype(np.float64).sum(0),
+        rtol=2**-8 if t.itemsize == 2 else 0,
+        atol=0.05 if t.itemsize == 2 else 1e-5,
     )
     twice = expected_sum(parts * np.asarray(2, parts.dtype), bench.size, t).astype(np.float32)
     want = (x.astype(np.float32) + twice).astype(t)

@@ -11,7 +11,8 @@ from jaxserve.runner.buckets import Buckets
 from jaxserve.runner.kv_pool import CPU_POOL_BYTES, KVPoolSpec, most_pages, pages_in_memory
 from jaxserve.runner.step_compiler import StepCompiler
 
-# What XLA needs to try candidates in: the pool is there when most steps are compiled.
+# What XLA needs to try kernels in, for the scores of few sequences above all: the pool is there when most steps are
+# compiled. For more tokens it tries none then (`StepCompiler`).
 COMPILER_BYTES = 2 << 30
 
 
@@ -59,6 +60,7 @@ class PoolSizer:
             self._max_num_seqs,
             self._pages_a_sequence(described),
             self._cache_dir,
+            self._buckets.first,
         )
         thread = ThreadPoolExecutor(1)
         self._step_bytes = thread.submit(compiler.temporary_bytes, self._buckets.largest)

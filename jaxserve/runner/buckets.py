@@ -58,7 +58,7 @@ class Buckets:
 
     Attributes:
         first: few that any step can run in: token counts further apart, and of mixed buckets that are apart from those
-            that decode, only those of the full sampler.
+            that decode, only those of the full sampler, but of the largest both.
     """
 
     def __init__(
@@ -98,11 +98,14 @@ class Buckets:
             for kind in SamplerKind
         }
         first_counts = {d: _geometric(*span, max(growth, FIRST_GROWTH)) for d, span in spans.items()}
+        *below, last = first_counts[False]
+        if split_decode:
+            first_counts[False] = [count for count in below if count * FIRST_GROWTH <= last] + [last]
         self.first = tuple(
             b
             for b in self._buckets.values()
             if b.num_tokens in first_counts[b.decode_only]
-            and (b.decode_only or b.sampler is SamplerKind.FULL or not split_decode)
+            and (b.decode_only or b.sampler is SamplerKind.FULL or b.num_tokens == last or not split_decode)
         )
 
     def __iter__(self) -> Iterator[Bucket]:

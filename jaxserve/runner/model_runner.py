@@ -77,7 +77,7 @@ class ModelRunner:
         self.page_bytes = pool.page_bytes
         self._replicated = NamedSharding(mesh, PartitionSpec())
         max_pages = -(-max_model_len // pool.page_size)
-        self._compiler = StepCompiler(model, weights, mesh, pool, max_num_seqs, max_pages, cache_dir)
+        self._compiler = StepCompiler(model, weights, mesh, pool, max_num_seqs, max_pages, cache_dir, buckets.first)
         self._steps: dict[Bucket, StepCall] = {}
         self._background: BackgroundCompiler[StepCall] | None = None
         self._last_dispatch = float("-inf")

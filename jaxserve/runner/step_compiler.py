@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ from jaxserve.runner.step_function import (
 
 logger = logging.getLogger(__name__)
 
-# Tokens of steps whose products are left to cuBLAS.
-CUBLAS_TOKENS = range(48, 1025)
+# From so many tokens on products are left to cuBLAS; from so many, only in what is compiled while other steps run.
+CUBLAS_FROM = 48
+TIMED_FROM = 1025
 
 
 class StepCompiler:
@@ -41,6 +43,8 @@ class StepCompiler:
         max_num_seqs: number of slots.
         max_pages: pages of the longest sequence.
         cache_dir: where compiled steps are kept between starts; None if they are not.
+        timed: buckets that are compiled before the pool's memory is taken, and before others run: XLA may try kernels
+            for them on the device.
 
     Attributes:
         abstract_state: the state by shape and sharding.
@@ -55,7 +59,9 @@ class StepCompiler:
         max_num_seqs: int,
         max_pages: int,
         cache_dir: Path | None = None,
+        timed: Collection[Bucket] = (),
     ) -> None:
+        self._timed = timed
         self._devices = tuple(mesh.devices.flat)
         self._model = model
         self._weights = tuple(jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=w.sharding) for w in weights)
@@ -72,7 +78,7 @@ class StepCompiler:
         self._cache = None
         if cache_dir is not None:
             arrays = [(w.shape, str(w.dtype), str(w.sharding.spec)) for w in self._weights]
-            sizes = f"{pool} {max_num_seqs} slots of {max_pages} pages"
+            sizes = f"{pool} {max_num_seqs} slots of {max_pages} pages, timed {sorted(timed)}"
             self._cache = StepCache(cache_dir, [*environment(mesh), model.description, str(arrays), sizes])
 
     @property
@@ -112,7 +118,7 @@ class StepCompiler:
             self._weights, self._kv_pages, self.abstract_state, packed, self.abstract_state.last_tokens
         )
         traced = time.monotonic()
-        compiled = lowered.compile(compiler_options=_compiler_options(bucket))
+        compiled = lowered.compile(compiler_options=self._compiler_options(bucket))
         logger.debug("%s: traced in %.1f s, compiled in %.1f s", bucket, traced - started, time.monotonic() - traced)
         return compiled
 
@@ -121,15 +127,18 @@ class StepCompiler:
         stored = None if self._cache is None else self._cache.load(bucket)
         return (self.load(bucket) if stored is None else stored).temporary_bytes
 
+    def _compiler_options(self, bucket: Bucket) -> dict[str, bool | int | float | str] | None:
+        """What XLA is told beyond its defaults: whether to leave products to cuBLAS, and then to try nothing.
 
-def _compiler_options(bucket: Bucket) -> dict[str, bool | int | float | str] | None:
-    """What XLA is told beyond its defaults: where cuBLAS's products are the fastest, to try no others.
-
-    They are timed alone, where XLA's own at times look faster, and are slower among the other kernels of a step.
-    """
-    if jax.default_backend() != "gpu" or bucket.num_tokens not in CUBLAS_TOKENS:
-        return None
-    return {"xla_gpu_enable_triton_gemm": False}
+        Up to 1024 tokens: there XLA's own kernels look faster than they are among the others of a step, since they are
+        timed alone. With more tokens they are faster, but not tried beside steps: that takes memory which those may
+        need, gigabytes for the largest vocabularies, and they would have to wait.
+        """
+        tokens = bucket.num_tokens
+        left_to_cublas = tokens >= CUBLAS_FROM and (tokens < TIMED_FROM or bucket not in self._timed)
+        if jax.default_backend() != "gpu" or not left_to_cublas:
+            return None
+        return {"xla_gpu_enable_triton_gemm": False}
 
 
 def _tree(*leaves: Any) -> DeviceState:
