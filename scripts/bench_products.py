@@ -29,7 +29,8 @@ import numpy as np
 from jaxserve.models.registry import load_config
 from pallas_kernels.residual_norm import residual_norm
 from pallas_kernels.residual_norm.reference import sum_parts
-from pallas_kernels.skinny_matmul.config import FEW_ROWS, StreamConfig, gated_config, skinny_config, stream_config
+from pallas_kernels.skinny_matmul import scores_matmul
+from pallas_kernels.skinny_matmul.config import FEW_ROWS, gated_config, skinny_config, stream_config
 from pallas_kernels.skinny_matmul.mosaic_gpu import stream_gated_matmul, stream_matmul
 from pallas_kernels.skinny_matmul.reference import gated_matmul_reference, skinny_matmul_reference
 from pallas_kernels.skinny_matmul.triton import skinny_matmul_triton
@@ -39,8 +40,6 @@ ROOT = Path(__file__).resolve().parent.parent
 BYTES_PER_SECOND = 4.3e12
 WEIGHTS = 12  # of each matrix
 WEIGHT_BYTES = 16 << 30  # of all of them
-# How the scores of the next token would be cut, which steps leave to XLA.
-HEAD = StreamConfig(112, 4, block_d=128)
 TOLERANCE = 1.5e-2  # of bfloat16, over the largest value
 
 Product = Callable[[jax.Array, jax.Array], jax.Array]
@@ -72,13 +71,6 @@ def alone(product: Product, x: jax.Array, weight: jax.Array) -> jax.Array:
     return sum_parts(product(x, weight), x.dtype)
 
 
-def scores(product: Product | None, x: jax.Array, weight: jax.Array) -> jax.Array:
-    """The scores of the next token in float32, by XLA if no product is given."""
-    if product is None:
-        return jnp.einsum("td,nd->tn", x, weight, preferred_element_type=jnp.float32)
-    return product(x, weight)[0]
-
-
 def cases(rows: int, model: str, tp: int) -> dict[str, tuple[tuple[int, ...], dict[str, Product]]]:
     """By name, the weight's shape on one device, and the ways to compute the product with what reads it."""
     config = load_config(Path(model))
@@ -104,8 +96,8 @@ def cases(rows: int, model: str, tp: int) -> dict[str, tuple[tuple[int, ...], di
         "head": (
             (config.vocab_size // tp, hidden),
             {
-                "xla": partial(scores, None),
-                "mosaic_gpu": partial(scores, partial(stream_matmul, config=HEAD, dtype=jnp.float32)),
+                "xla": partial(scores_matmul, implementation="reference"),
+                "mosaic_gpu": partial(scores_matmul, implementation="mosaic_gpu"),
             },
         ),
     }

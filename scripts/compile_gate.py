@@ -55,7 +55,7 @@ from pallas_kernels.residual_norm.api import FEW_ROWS  # noqa: E402
 from pallas_kernels.sampling_floor import sampling_floor  # noqa: E402
 from pallas_kernels.sampling_floor.arg_specs import VOCABULARIES  # noqa: E402
 from pallas_kernels.skinny_matmul import api as skinny_api  # noqa: E402
-from pallas_kernels.skinny_matmul.config import gated_config, stream_config  # noqa: E402
+from pallas_kernels.skinny_matmul.config import gated_config, scores_config, stream_config  # noqa: E402
 from pallas_kernels.skinny_matmul.mosaic_gpu import stream_gated_matmul, stream_matmul  # noqa: E402
 from pallas_kernels.swiglu import api as swiglu_api  # noqa: E402
 
@@ -234,6 +234,16 @@ def check_gated(mesh: Mesh, columns: int, size: int) -> list[str]:
     return check_mosaic_kernel(where, partial(stream_gated_matmul, config=config), x, weight)
 
 
+def check_scores(mesh: Mesh, columns: int, size: int) -> list[str]:
+    """What is wrong with the Mosaic GPU kernel for the scores of a few sequences."""
+    config = scores_config(32, columns, size)
+    assert config is not None
+    sharding = NamedSharding(mesh, PartitionSpec())
+    x, weight = (jax.ShapeDtypeStruct((n, size), "bfloat16", sharding=sharding) for n in (32, columns))
+    product = partial(stream_matmul, config=config, dtype=jnp.float32)
+    return check_mosaic_kernel(f"scores, {columns} x {size}", product, x, weight)
+
+
 def check_sampler(mesh: Mesh, num_rows: int, vocab_size: int) -> list[str]:
     """What is wrong with the kernels that restrict and draw."""
 
@@ -391,6 +401,9 @@ def main() -> int:
         problems += check_stream(mesh, columns, size, one_part=one_part)
     for columns, size in ((14336, 4096), (7168, 4096), (13824, 5120)):
         problems += check_gated(mesh, columns, size)
+    # Llama 3's, whole and over four devices, and Gemma 2's.
+    for columns, size in ((128_256, 4096), (32_064, 8192), (256_000, 3584)):
+        problems += check_scores(mesh, columns, size)
     for step in STEPS:
         problems += check_step(mesh, buckets[step])
     for step in STEPS:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxserve.layers.parameter import abstract_param
 from jaxserve.sharding import TENSOR_AXIS, constrain, tensor_parallel_size
 from pallas_kernels.all_reduce import Peers, all_reduce, all_to_all, argmax_over_devices
+from pallas_kernels.skinny_matmul import scores_matmul
 
 
 class VocabTable(nnx.Module):
@@ -63,7 +64,9 @@ class VocabTable(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[S, D] to the scores of the tokens [S, V], float32, whole on every device."""
-        scores = _scores(hidden, self.weight[...])
+        # Over several devices jit divides XLA's product, and could not divide a kernel's.
+        implementation: Literal["reference"] | None = None if tensor_parallel_size(self.mesh) == 1 else "reference"
+        scores = scores_matmul(hidden, self.weight[...], implementation=implementation)
         # Each device scores its own rows of the table. Without saying so, jit gathers the whole table in every step.
         scores = constrain(scores, self.mesh, ("replicated", "vocab"))
         return constrain(scores, self.mesh)[:, : self.vocab_size]
@@ -94,7 +97,7 @@ class VocabTable(nnx.Module):
         )
         def choose(hidden: jax.Array, rows: jax.Array, peers: Peers | None) -> jax.Array:
             first = jax.lax.axis_index(TENSOR_AXIS) * rows.shape[0]
-            scores = finish(_scores(hidden, rows))
+            scores = finish(scores_matmul(hidden, rows))
             if padded:
                 real = first + jnp.arange(rows.shape[0], dtype=jnp.int32) < self.vocab_size
                 scores = jnp.where(real, scores, -jnp.inf)
@@ -139,7 +142,7 @@ class VocabTable(nnx.Module):
             check_vma=False,
         )
         def choose(hidden: jax.Array, rows: jax.Array, params: Any, peers: Peers | None) -> jax.Array:
-            scores = all_to_all(fill_up(finish(_scores(hidden, rows))), peers, axis_name=TENSOR_AXIS)
+            scores = all_to_all(fill_up(finish(scores_matmul(hidden, rows))), peers, axis_name=TENSOR_AXIS)
             rank = jax.lax.axis_index(TENSOR_AXIS)
             own = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(fill_up(a), rank * share, share), params)
             tokens = draw(scores[:, : self.vocab_size], own)
@@ -150,11 +153,6 @@ class VocabTable(nnx.Module):
 
         drawn: jax.Array = choose(hidden, self.weight[...], params, peers)
         return drawn
-
-
-def _scores(hidden: jax.Array, rows: jax.Array) -> jax.Array:
-    precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
-    return jnp.einsum("sd,vd->sv", hidden, rows, precision=precision, preferred_element_type=jnp.float32)
 
 
 class PositionTable(nnx.Module):

@@ -1,5 +1,5 @@
 """Products of few rows, as fast as the weights can be read."""
 
-from pallas_kernels.skinny_matmul.api import gated_matmul, skinny_matmul
+from pallas_kernels.skinny_matmul.api import gated_matmul, scores_matmul, skinny_matmul
 
-__all__ = ["gated_matmul", "skinny_matmul"]
+__all__ = ["gated_matmul", "scores_matmul", "skinny_matmul"]

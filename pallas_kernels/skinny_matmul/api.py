@@ -7,8 +7,12 @@ import jax.numpy as jnp
 
 from pallas_kernels.platform import Implementation, is_hopper, pick_implementation, triton_can_run
 from pallas_kernels.residual_norm.reference import sum_parts
-from pallas_kernels.skinny_matmul.config import gated_config, skinny_config, stream_config
-from pallas_kernels.skinny_matmul.reference import gated_matmul_reference, skinny_matmul_reference
+from pallas_kernels.skinny_matmul.config import gated_config, scores_config, skinny_config, stream_config
+from pallas_kernels.skinny_matmul.reference import (
+    gated_matmul_reference,
+    scores_matmul_reference,
+    skinny_matmul_reference,
+)
 from pallas_kernels.swiglu import swiglu
 
 SkinnyImplementation = Implementation | Literal["mosaic_gpu"]
@@ -103,6 +107,40 @@ def gated_matmul(
     from pallas_kernels.skinny_matmul.mosaic_gpu import stream_gated_matmul
 
     return stream_gated_matmul(x, weight, config)
+
+
+def scores_matmul(
+    x: jax.Array, weight: jax.Array, *, implementation: Literal["reference", "mosaic_gpu"] | None = None
+) -> jax.Array:
+    """x @ weight.T in float32, of a vocabulary's many columns: the scores of the next token.
+
+    Args:
+        x: [T, D].
+        weight: [V, D], in x's dtype.
+        implementation: `reference`; `mosaic_gpu`, for up to 64 rows of 16-bit values on Hopper GPUs; or None: that one
+            where it can run, else the reference.
+
+    Returns:
+        [T, V] float32.
+
+    Raises:
+        ValueError: shapes or dtypes contradict each other, or the implementation is unknown or does not fit the shapes.
+    """
+    if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1] or x.dtype != weight.dtype:
+        raise ValueError(
+            f"x must be [T, D] and weight [V, D] of one dtype; got {x.dtype}{x.shape} and {weight.dtype}{weight.shape}"
+        )
+    if implementation not in (None, "reference", "mosaic_gpu"):
+        raise ValueError(f"unknown implementation {implementation!r}; there are: reference, mosaic_gpu")
+    config = scores_config(x.shape[0], *weight.shape)
+    fits = config is not None and x.dtype in (jnp.bfloat16, jnp.float16)
+    if implementation == "reference" or (implementation is None and not (fits and _picks_mosaic())):
+        return scores_matmul_reference(x, weight)
+    if config is None or not fits:
+        raise ValueError(f"mosaic_gpu does not take {x.dtype}{x.shape} by {weight.shape}; leave implementation None")
+    from pallas_kernels.skinny_matmul.mosaic_gpu import stream_matmul
+
+    return stream_matmul(x, weight, config, dtype=jnp.float32)[0]
 
 
 def _picks_mosaic() -> bool:

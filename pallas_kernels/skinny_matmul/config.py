@@ -12,6 +12,7 @@ MAX_SKINNY_COLUMNS = 8192
 MAX_STREAM_ROWS = 64  # that the Mosaic GPU kernel takes: wgmma's M
 MAX_BLOCK_N = 128
 MIN_GATED_TILE = 32  # columns of each matrix
+MIN_SCORES_TILE = 96  # of scores: each tile fetches all rows of x
 WIDE_BLOCK = 128  # values of each row a block
 MIN_STAGES = 4  # with fewer, wide blocks are not worth their width
 NARROW_BLOCKS = 0.965  # what a gated product in narrow ones reaches of its speed in wide ones
@@ -119,6 +120,26 @@ def gated_config(num_rows: int, columns: int, size: int) -> StreamConfig | None:
     return None if num_rows <= FEW_ROWS and config.block_d < WIDE_BLOCK else config
 
 
+def scores_config(num_rows: int, columns: int, size: int) -> StreamConfig | None:
+    """How the Mosaic GPU kernel computes [T, D] times [V, D] in float32; None where it does not pay or does not fit.
+
+    Args:
+        num_rows: T.
+        columns: V, of a vocabulary or a device's share of it: many tiles for each program.
+        size: D.
+    """
+    if num_rows > MAX_STREAM_ROWS or columns % 8 or size % WIDE_BLOCK or columns * size < MIN_WEIGHTS:
+        return None
+    widths = range(MIN_SCORES_TILE, MAX_BLOCK_N + 1, 16)
+    shared = {block_n: SHARED_BYTES - MAX_STREAM_ROWS * block_n * 4 for block_n in widths}
+    tiles = [
+        StreamConfig(block_n, left // (2 * WIDE_BLOCK * (MAX_STREAM_ROWS + block_n)), block_d=WIDE_BLOCK)
+        for block_n, left in shared.items()
+    ]
+    # Of equals the widest.
+    return max(tiles, key=lambda config: (round(_busy_programs(config.block_n, columns), 2), config.block_n))
+
+
 def _gated_tile(tile: int, size: int) -> StreamConfig:
     """Tiles of so many columns of each matrix, in blocks as wide as a ring of MIN_STAGES allows."""
     # The result's tile, and that of the matrix that is not the gate's.
@@ -129,11 +150,15 @@ def _gated_tile(tile: int, size: int) -> StreamConfig:
 
 
 def _busy(config: StreamConfig, columns: int) -> float:
-    """The part of the time that programs have a tile to compute, less what narrow blocks cost."""
-    tile = config.block_n // 2
-    rounds = -(-columns // (tile * NUM_SMS))
-    busy = columns / (rounds * tile * NUM_SMS)
+    """`_busy_programs` of a gated product's tiles, less what narrow blocks cost."""
+    busy = _busy_programs(config.block_n // 2, columns)
     return busy if config.block_d == WIDE_BLOCK else NARROW_BLOCKS * busy
+
+
+def _busy_programs(tile: int, columns: int) -> float:
+    """The part of the time that programs have a tile to compute."""
+    rounds = -(-columns // (tile * NUM_SMS))
+    return columns / (rounds * tile * NUM_SMS)
 
 
 def one_tile_each(columns: int, *, parts: int, block_d: int) -> StreamConfig:

@@ -13,6 +13,12 @@ def skinny_matmul_reference(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.einsum("td,nd->tn", x, weight, precision=precision)[None]
 
 
+def scores_matmul_reference(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """See `scores_matmul`."""
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.einsum("td,vd->tv", x, weight, precision=precision, preferred_element_type=jnp.float32)
+
+
 def gated_matmul_reference(x: jax.Array, weight: jax.Array) -> jax.Array:
     """See `gated_matmul`."""
     gate_up = skinny_matmul_reference(x, weight.reshape(-1, weight.shape[2]))[0]

@@ -1,5 +1,7 @@
 """Products of up to 64 rows in Mosaic GPU, interpreted on the CPU in float16, against float64."""
 
+from functools import partial
+
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
@@ -7,8 +9,16 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from pallas_kernels.skinny_matmul import gated_matmul, mosaic_gpu, skinny_matmul
-from pallas_kernels.skinny_matmul.config import SHARED_BYTES, StreamConfig, gated_config, skinny_config, stream_config
+from pallas_kernels.skinny_matmul import gated_matmul, mosaic_gpu, scores_matmul, skinny_matmul
+from pallas_kernels.skinny_matmul.config import (
+    MAX_STREAM_ROWS,
+    SHARED_BYTES,
+    StreamConfig,
+    gated_config,
+    scores_config,
+    skinny_config,
+    stream_config,
+)
 
 # (rows, columns, summed axis, how it is cut)
 CASES = {
@@ -150,3 +160,44 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         gated_matmul(x, weight, implementation="triton")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="not linear"):
         mosaic_gpu.stream_gated_matmul(x[:1], weight, StreamConfig(32, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("columns", "size", "block_n"),
+    [(128_256, 4096, 112), (64_128, 4096, 128), (32_064, 8192, 128), (256_000, 3584, 112)],
+)
+def test_tiles_of_scores_leave_few_programs_without_one(columns: int, size: int, block_n: int) -> None:
+    config = scores_config(1, columns, size)
+    assert config is not None and (config.block_n, config.parts, config.block_d) == (block_n, 1, 128)
+    rounds = -(-columns // (block_n * mosaic_gpu.NUM_SMS))
+    assert columns / (rounds * block_n * mosaic_gpu.NUM_SMS) > 0.94
+    ring = config.num_stages * 2 * config.block_d * (MAX_STREAM_ROWS + block_n)
+    assert config.num_stages >= 4 and ring + MAX_STREAM_ROWS * block_n * 4 <= SHARED_BYTES
+
+
+@pytest.mark.parametrize(("rows", "columns", "size"), [(65, 128_256, 4096), (1, 50_257, 4096), (1, 128_256, 4032)])
+def test_scores_that_the_kernel_does_not_take_are_left_to_xla(rows: int, columns: int, size: int) -> None:
+    assert scores_config(rows, columns, size) is None
+
+
+@pytest.mark.usefixtures("few_programs")
+def test_scores_are_float32_of_every_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mosaic_gpu, "stream_matmul", partial(mosaic_gpu.stream_matmul, interpret=INTERPRET))
+    monkeypatch.setattr("pallas_kernels.skinny_matmul.config.MIN_WEIGHTS", 1)
+    x, weight = operands(5, 200, 256)
+    scores = scores_matmul(x, weight, implementation="mosaic_gpu")
+    assert scores.shape == (5, 200) and scores.dtype == jnp.float32
+    assert relative_error(scores, exact(x, weight)) < 1e-5
+    assert relative_error(scores_matmul(x, weight), exact(x, weight)) < 1e-5
+
+
+def test_wrong_operands_of_scores_are_refused() -> None:
+    x, weight = operands(5, 40, 256)
+    with pytest.raises(ValueError, match="of one dtype"):
+        scores_matmul(x.astype(jnp.float32), weight)
+    with pytest.raises(ValueError, match="of one dtype"):
+        scores_matmul(x[:, :128], weight)
+    with pytest.raises(ValueError, match="there are: reference, mosaic_gpu"):
+        scores_matmul(x, weight, implementation="triton")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="leave implementation None"):
+        scores_matmul(x, weight[:33], implementation="mosaic_gpu")
