@@ -5,11 +5,13 @@ from dataclasses import dataclass
 # Most rows of a call that sums, and bytes of them: beyond, XLA's collective wins, which sends no epochs.
 MAX_ROWS = 512
 MAX_SUM_BYTES = 4 << 20
-# Of a device's inboxes for rows. For 8 devices and more it is this that limits rows.
+# Over more than two devices. On four H100s 256 rows of 16 KiB took 104 µs, by XLA 53; 128 of them 28 and 41.
+MAX_SUM_BYTES_OF_MANY = 2 << 20
+# Of a device's inboxes for rows.
 MAX_INBOX_BYTES = 96 << 20
 # Sums take two shots where each device then sends so many bytes less, since they also take a second hop: about 1.5 µs,
-# and NVLink's 400 GB/s are 200 of data, as half of each line is the epoch. Reasoned, not tuned yet:
-# `scripts/bench_all_reduce.py --time` times both.
+# and NVLink's 400 GB/s are 200 of data, as half of each line is the epoch. Four H100s agree: one shot is faster at 16
+# rows of 8 KiB, two at 64 of them and at 16 of 16 KiB.
 TWO_SHOT_SAVED_BYTES = 300_000
 # Of one device's columns of all rows, to be exchanged for rows; nearly all of them are sent.
 MAX_EXCHANGE_BYTES = 8 << 20
@@ -59,7 +61,8 @@ def max_kernel_rows(row_bytes: int, num_devices: int) -> int:
     # Inboxes hold a row of each other device, twice, in lines of which half is data. Where they are the limit, it is a
     # power of two: with that the longest rows' addresses take fewer registers, which are scarce with 8 devices.
     with_room = MAX_INBOX_BYTES // (4 * (num_devices - 1) * row_bytes)
-    return min(MAX_ROWS, MAX_SUM_BYTES // row_bytes, 1 << (with_room.bit_length() - 1))
+    most_bytes = MAX_SUM_BYTES if num_devices == 2 else MAX_SUM_BYTES_OF_MANY
+    return min(MAX_ROWS, most_bytes // row_bytes, 1 << (with_room.bit_length() - 1))
 
 
 def is_two_shot(num_rows: int, row_bytes: int, num_devices: int) -> bool:

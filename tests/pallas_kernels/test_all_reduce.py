@@ -352,8 +352,8 @@ def test_a_row_is_cut_so_that_all_of_it_is_sent(row_bytes: int) -> None:
 
 
 def test_many_devices_take_fewer_rows_at_once() -> None:
-    assert [max_kernel_rows(8192, n) for n in (2, 4, 8)] == [512, 512, 256]
-    assert [max_kernel_rows(16384, n) for n in (2, 4, 8)] == [256, 256, 128]
+    assert [max_kernel_rows(8192, n) for n in (2, 4, 8)] == [512, 256, 256]
+    assert [max_kernel_rows(16384, n) for n in (2, 4, 8)] == [256, 128, 128]
 
 
 def test_two_shots_are_taken_where_they_spare_more_than_a_hop_costs() -> None:
