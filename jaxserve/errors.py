@@ -50,6 +50,10 @@ class DeviceLostError(JaxserveError):
     """A device waited in vain for another. The step's tokens have no meaning, and the engine cannot go on."""
 
 
+class DeviceMemoryError(JaxserveError):
+    """A step found no room for its temporaries on a device. What it was given is lost, and the engine cannot go on."""
+
+
 class QueueFullError(JaxserveError):
     """The admission limit on waiting requests is reached. gRPC: RESOURCE_EXHAUSTED with RetryInfo.
 

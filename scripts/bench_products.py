@@ -30,7 +30,7 @@ from jaxserve.models.registry import load_config
 from pallas_kernels.residual_norm import residual_norm
 from pallas_kernels.residual_norm.reference import sum_parts
 from pallas_kernels.skinny_matmul import scores_matmul
-from pallas_kernels.skinny_matmul.config import FEW_ROWS, gated_config, skinny_config, stream_config
+from pallas_kernels.skinny_matmul.config import FEW_ROWS, gated_config, scores_config, skinny_config, stream_config
 from pallas_kernels.skinny_matmul.mosaic_gpu import stream_gated_matmul, stream_matmul
 from pallas_kernels.skinny_matmul.reference import gated_matmul_reference, skinny_matmul_reference
 from pallas_kernels.skinny_matmul.triton import skinny_matmul_triton
@@ -88,18 +88,15 @@ def cases(rows: int, model: str, tp: int) -> dict[str, tuple[tuple[int, ...], di
         found = products(rows, columns, size, one_part=one_part)
         return (columns, size), {name: partial(reader, product) for name, product in found.items()}
 
+    scores: dict[str, Product] = {"xla": partial(scores_matmul, implementation="reference")}
+    if scores_config(rows, config.vocab_size // tp, hidden) is not None:
+        scores["mosaic_gpu"] = partial(scores_matmul, implementation="mosaic_gpu")
     return {
         "qkv": ways(qkv, hidden, alone, one_part=True),
         "out": ways(hidden, heads, with_norm, one_part=False),
         "gate and up": ((2, inner, hidden), gated),
         "down": ways(hidden, inner, with_norm, one_part=False),
-        "head": (
-            (config.vocab_size // tp, hidden),
-            {
-                "xla": partial(scores_matmul, implementation="reference"),
-                "mosaic_gpu": partial(scores_matmul, implementation="mosaic_gpu"),
-            },
-        ),
+        "head": ((config.vocab_size // tp, hidden), scores),
     }
 
 
@@ -127,8 +124,8 @@ def error(name: str, compute: Product, x: jax.Array, weight: jax.Array) -> float
     return float(difference.max() / np.abs(np.asarray(wanted)).max())
 
 
-def main() -> None:
-    """Read the command line, measure, print."""
+def main() -> int:
+    """Read the command line, measure, print; 1 if a check failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "benchmarks/models/llama-3.1-8b"), help="its config is enough")
     parser.add_argument("--tp", type=int, default=1, help="over how many GPUs its matrices are split (default: 1)")
@@ -165,7 +162,8 @@ def main() -> None:
             print(json.dumps(result), flush=True)
             if args.json:
                 args.json.write_text(json.dumps(record, indent=1) + "\n")
+    return 0 if all(result.get("passed", True) for result in results) else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxserve.errors import DeviceLostError
+from jaxserve.errors import DeviceLostError, DeviceMemoryError
 from jaxserve.progress import ProgressCallback, no_progress
 from jaxserve.runner.buckets import Bucket, Buckets, SamplerKind
 from jaxserve.runner.compile_ahead import BackgroundCompiler, compile_all
@@ -143,14 +144,19 @@ class ModelRunner:
         return self._background is None or self._background.close(STOP_COMPILING_S)
 
     def dispatch(self, plan: StepPlan) -> DispatchedStep:
-        """Start a step; returns without waiting for the device."""
+        """Start a step; returns without waiting for the device.
+
+        Raises:
+            DeviceMemoryError: a device has no room for it.
+        """
         self._batch.assign(plan.new_slots)
         self._copy_pages(plan.page_copies)
         num_tokens = plan.num_tokens
         decode_only = num_tokens == len(plan.slots)
         bucket = self._pick_bucket(num_tokens, self._batch.sampler_kind(plan), decode_only=decode_only)
         plan = self._upload_surplus_pages(plan, bucket.num_page_updates)
-        sampled = self._call(bucket, self._batch.pack(plan, bucket))
+        with _explained_out_of_memory():
+            sampled = self._call(bucket, self._batch.pack(plan, bucket))
         sampled.copy_to_host_async()
         return DispatchedStep(sampled, len(plan.slots))
 
@@ -159,8 +165,11 @@ class ModelRunner:
 
         Raises:
             DeviceLostError: a device waited in vain for another, in this step or before it.
+            DeviceMemoryError: a device had no room for it.
         """
-        sampled = np.asarray(handle.sampled)[: handle.num_seqs]
+        # Where the device's errors show, which come after the call.
+        with _explained_out_of_memory():
+            sampled = np.asarray(handle.sampled)[: handle.num_seqs]
         self._take_back(handle.sampled)
         if (sampled < 0).any():
             raise DeviceLostError("a GPU waited in vain for another; the engine cannot go on")
@@ -212,6 +221,20 @@ class ModelRunner:
         if surplus:
             plan.page_table_updates = plan.page_table_updates[:limit]
         return plan
+
+
+@contextmanager
+def _explained_out_of_memory() -> Iterator[None]:
+    """Turn XLA's error within the block into one that says what to change."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DeviceMemoryError(
+            "a step found no room for its temporaries in a device's memory, and the engine cannot go on; give it less to "
+            "hold by num_pages or a lower max_num_batched_tokens, or end other processes that hold its memory"
+        ) from error
 
 
 def _columns(rows: Sequence[tuple[int, ...]], size: int, *, padding: int) -> Iterator[np.ndarray]:

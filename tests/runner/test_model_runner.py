@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxserve.errors import DeviceLostError
+from jaxserve.errors import DeviceLostError, DeviceMemoryError
 from jaxserve.request import SamplingParams
 from jaxserve.runner import buckets, model_runner
 from jaxserve.runner.buckets import SamplerKind
@@ -69,6 +69,26 @@ def test_a_step_in_which_a_device_waited_in_vain_raises(runner: ModelRunner) -> 
     with pytest.raises(DeviceLostError, match="waited in vain"):
         runner.collect(step)
     assert runner.collect(DispatchedStep(step.sampled, 1)) == [5]
+
+
+class Failed:
+    """Tokens of a step that failed on the device."""
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise jax.errors.JaxRuntimeError(self._message)
+
+
+def test_a_step_without_room_on_the_device_says_what_to_change(runner: ModelRunner) -> None:
+    failed: Any = Failed("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1.69GiB")
+    with pytest.raises(DeviceMemoryError, match="num_pages or a lower max_num_batched_tokens") as caught:
+        runner.collect(DispatchedStep(failed, 1))
+    assert "1.69GiB" in str(caught.value.__cause__)
+    other: Any = Failed("INTERNAL: an illegal memory access was encountered")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="illegal memory access"):
+        runner.collect(DispatchedStep(other, 1))
 
 
 def test_each_slot_feeds_back_its_own_token(runner: ModelRunner) -> None:
