@@ -232,8 +232,8 @@ def _explained_out_of_memory() -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise DeviceMemoryError(
-            "a step found no room for its temporaries in a device's memory, and the engine cannot go on; give it less to "
-            "hold by num_pages or a lower max_num_batched_tokens, or end other processes that hold its memory"
+            "a step found no room for its temporaries in a device's memory, and the engine cannot go on; give it less "
+            "to hold by num_pages or a lower max_num_batched_tokens, or end other processes that hold its memory"
         ) from error
 
 

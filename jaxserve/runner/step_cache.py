@@ -7,6 +7,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -66,12 +67,14 @@ class StepCache:
         path = self._path(bucket)
         try:
             data = path.read_bytes()
-            path.touch()
         except FileNotFoundError:
             return None
         except OSError as error:
             logger.warning("%s cannot be read, and its step is compiled again: %s", path, error)
             return None
+        # It was used now; a directory that is only read does without.
+        with suppress(OSError):
+            path.touch()
         digest, packed = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
         if hashlib.sha256(packed).digest() != digest:
             logger.warning("%s is damaged, and its step is compiled again", path)
@@ -83,10 +86,11 @@ class StepCache:
         packed = zlib.compress(msgspec.msgpack.encode(step), 1)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._directory, delete=False) as file:
-                file.write(hashlib.sha256(packed).digest() + packed)
-            # At once, so that no other process reads half of it.
-            os.replace(file.name, self._path(bucket))
+            with tempfile.TemporaryDirectory(dir=self._directory) as beside:
+                file = Path(beside) / "step"
+                file.write_bytes(hashlib.sha256(packed).digest() + packed)
+                # At once, so that no other process reads half of it.
+                file.replace(self._path(bucket))
             self._prune()
         except OSError as error:
             logger.warning("a compiled step could not be kept in %s: %s", self._directory, error)

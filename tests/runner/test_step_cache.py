@@ -65,6 +65,30 @@ def test_a_directory_that_cannot_be_written_to_is_told_of(tmp_path: Path, caplog
     assert cache.load(BUCKET) is None and "cannot be read" in caplog.text
 
 
+def test_a_directory_that_is_only_read_gives_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = StepCache(tmp_path, ["a"])
+    cache.store(BUCKET, STEP)
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    assert cache.load(BUCKET) == STEP
+
+
+def test_a_disk_that_is_full_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def half(path: Path, data: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    StepCache(tmp_path, ["a"]).store(BUCKET, STEP)
+    assert "no space left" in caplog.text and not list(tmp_path.iterdir())
+
+
 def test_what_was_not_used_for_longest_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     buckets = [Bucket(tokens, 1, 1, SamplerKind.GREEDY) for tokens in (1, 2, 3)]
     cache = StepCache(tmp_path, ["a"])
