@@ -98,10 +98,13 @@ def build_core(
         )
     # Read by XLA when it first touches a GPU: its allocator then takes no more than this.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(config.gpu_memory_utilization))
-    cache_dir = _use_compilation_cache(config.compilation_cache_dir)
+    cache_dir = _cache_directory(config.compilation_cache_dir)
     on_cpu = jax.default_backend() == "cpu"
-    # A CPU's steps are small, and traced in no time.
-    step_cache_dir = None if cache_dir is None or on_cpu else cache_dir / "steps"
+    # A CPU's steps are small and traced in no time: for them JAX's cache is enough.
+    if on_cpu and cache_dir is not None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    step_cache_dir = None if on_cpu else cache_dir
     defaults = CPU_DEFAULTS if on_cpu else GPU_DEFAULTS
     max_model_len = _max_model_len(config, model_config)
     scheduler_config = _scheduler_config(config, defaults, max_model_len, unlimited_queue=unlimited_queue)
@@ -233,15 +236,13 @@ def _num_parameters(config: ModelConfig) -> int:
     return sum(math.prod(tensor.shape) for source in sources.values() for tensor in source.tensors)
 
 
-def _use_compilation_cache(directory: str | None) -> Path | None:
-    """Keep what is compiled between starts, in the user's cache directory unless told otherwise; where, None if not."""
+def _cache_directory(directory: str | None) -> Path | None:
+    """Where what is compiled is kept between starts: the user's cache directory unless told otherwise; None if not."""
     if directory == "":
         return None
     if directory is None:
         base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
         directory = str(Path(base) / "jaxserve" / "xla")
-    jax.config.update("jax_compilation_cache_dir", directory)
     # Kernels that XLA gets as text are assembled by the driver, which reads this when it starts.
     os.environ.setdefault("CUDA_CACHE_PATH", str(Path(directory) / "cuda"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return Path(directory)

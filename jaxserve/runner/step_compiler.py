@@ -83,9 +83,12 @@ class StepCompiler:
         """Made when first needed, in the thread that compiles: importing what kernels call takes seconds."""
         if self._cache_dir is None:
             return None
+        (self._cache_dir / "autotune").mkdir(parents=True, exist_ok=True)
         arrays = [(w.shape, str(w.dtype), str(w.sharding.spec)) for w in self._weights]
         sizes = f"{self._pool} {self._num_slots} slots of {self._max_pages} pages, timed {sorted(self._timed)}"
-        return StepCache(self._cache_dir, [*environment(self._mesh), self._model.description, str(arrays), sizes])
+        return StepCache(
+            self._cache_dir / "steps", [*environment(self._mesh), self._model.description, str(arrays), sizes]
+        )
 
     @property
     def results(self) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -101,18 +104,27 @@ class StepCompiler:
             logger.debug("%s: loaded in %.1f s", bucket, time.monotonic() - started)
             return step
         step = StepExecutable.of(self.compile(bucket))
-        # Callbacks belong to this process.
-        if self._cache is not None and step.compiled is None:
-            data = step.executable.serialize()
-            self._cache.store(bucket, StoredStep(data, list(step.kept), step.temporary_bytes))
+        self._keep(bucket, step)
         return step
 
-    def _restored(self, stored: StoredStep) -> StepExecutable | None:
+    def _keep(self, bucket: Bucket, step: StepExecutable) -> None:
+        # Callbacks belong to this process. And what JAX's cache gave may not be whole when it is written again: a CPU's
+        # functions are missing then. On a GPU it is in use only if the program around has asked for it.
+        from_jax_cache = jax.config.jax_compilation_cache_dir is not None
+        if self._cache is None or step.compiled is not None or from_jax_cache:
+            return
         try:
-            return StepExecutable.restored(
-                stored.executable, stored.kept, stored.temporary_bytes, list(self._mesh.devices.flat)
-            )
-        except jax.errors.JaxRuntimeError as error:
+            data = step.executable.serialize()
+        except RuntimeError as error:
+            logger.warning("%s cannot be kept for the next start: %s", bucket, error)
+            return
+        self._cache.store(bucket, StoredStep(data, list(step.kept), step.temporary_bytes))
+
+    def _restored(self, stored: StoredStep) -> StepExecutable | None:
+        devices = list(self._mesh.devices.flat)
+        try:
+            return StepExecutable.restored(stored.executable, stored.kept, stored.temporary_bytes, devices)
+        except (RuntimeError, ValueError) as error:
             logger.warning("a compiled step that was kept cannot be loaded, and is compiled again: %s", error)
             return None
 
@@ -126,7 +138,7 @@ class StepCompiler:
             self._weights, self._kv_pages, self.abstract_state, packed, self.abstract_state.last_tokens
         )
         traced = time.monotonic()
-        compiled = lowered.compile(compiler_options=self._compiler_options(bucket))
+        compiled = lowered.compile(compiler_options=self._compiler_options(bucket) or None)
         logger.debug("%s: traced in %.1f s, compiled in %.1f s", bucket, traced - started, time.monotonic() - traced)
         return compiled
 
@@ -135,18 +147,23 @@ class StepCompiler:
         stored = None if self._cache is None else self._cache.load(bucket)
         return (self.load(bucket) if stored is None else stored).temporary_bytes
 
-    def _compiler_options(self, bucket: Bucket) -> dict[str, bool | int | float | str] | None:
-        """What XLA is told beyond its defaults: whether to leave products to cuBLAS, and then to try nothing.
+    def _compiler_options(self, bucket: Bucket) -> dict[str, bool | int | float | str]:
+        """What XLA is told beyond its defaults: where to keep which kernels were the fastest, and when to try none and
+        leave products to cuBLAS.
 
         Up to 1024 tokens: there XLA's own kernels look faster than they are among the others of a step, since they are
         timed alone. With more tokens they are faster, but not tried beside steps: that takes memory which those may
         need, gigabytes for the largest vocabularies, and they would have to wait.
         """
+        options: dict[str, bool | int | float | str] = {}
+        if jax.default_backend() != "gpu":
+            return options
+        if self._cache_dir is not None:
+            options["xla_gpu_per_fusion_autotune_cache_dir"] = str(self._cache_dir / "autotune")
         tokens = bucket.num_tokens
-        left_to_cublas = tokens >= CUBLAS_FROM and (tokens < TIMED_FROM or bucket not in self._timed)
-        if jax.default_backend() != "gpu" or not left_to_cublas:
-            return None
-        return {"xla_gpu_enable_triton_gemm": False}
+        if tokens >= CUBLAS_FROM and (tokens < TIMED_FROM or bucket not in self._timed):
+            options["xla_gpu_enable_triton_gemm"] = False
+        return options
 
 
 def _tree(*leaves: Any) -> DeviceState:

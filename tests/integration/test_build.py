@@ -196,6 +196,7 @@ def test_what_a_gpu_driver_assembles_is_kept_with_the_compiled_steps(
         jax.config.update("jax_compilation_cache_dir", before)
 
 
+@pytest.mark.usefixtures("no_jax_cache")
 @pytest.mark.parametrize(("backend", "are_kept"), [("gpu", True), ("cpu", False)])
 def test_a_gpu_s_compiled_steps_are_kept_and_traced_no_more(
     backend: str, are_kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -210,18 +211,15 @@ def test_a_gpu_s_compiled_steps_are_kept_and_traced_no_more(
         return step_function.run_step(*args)
 
     monkeypatch.setattr(step_compiler, "run_step", run_step)
-    before = jax.config.jax_compilation_cache_dir
     params = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True, detokenize=False)
-    try:
-        for _ in range(2):
-            core, _ = build_core(
-                config(compilation_cache_dir=str(tmp_path), num_pages=40, max_num_seqs=2, max_num_batched_tokens=64)
-            )
-            core.add_request(Request(request_id="one", prompt_token_ids=[5, 6, 7], params=params))
-            while core.has_work:
-                core.step()
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+    for _ in range(2):
+        core, _ = build_core(
+            config(compilation_cache_dir=str(tmp_path), num_pages=40, max_num_seqs=2, max_num_batched_tokens=64)
+        )
+        core.add_request(Request(request_id="one", prompt_token_ids=[5, 6, 7], params=params))
+        while core.has_work:
+            core.step()
     num_kept = len(list((tmp_path / "steps").glob("*.step")))
     assert num_kept == (len(set(traced)) if are_kept else 0) and len(set(traced)) > 1
     assert len(traced) == len(set(traced)) * (1 if are_kept else 2)
+    assert (jax.config.jax_compilation_cache_dir is None) == are_kept

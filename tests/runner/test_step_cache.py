@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,7 @@ def tokens(runner: ModelRunner) -> list[int]:
     return [runner.collect(handle)[0] for handle in handles]
 
 
+@pytest.mark.usefixtures("no_jax_cache")
 def test_a_runner_takes_the_steps_that_one_before_it_compiled(
     make_runner: Callable[..., ModelRunner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,16 +172,18 @@ def test_a_runner_takes_the_steps_that_one_before_it_compiled(
     assert runner._compiler.temporary_bytes(bucket) >= 0
 
 
+@pytest.mark.usefixtures("no_jax_cache")
 def test_another_model_has_other_steps(
     loaded: LoadedModel, make_runner: Callable[..., ModelRunner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens(make_runner(cache_dir=tmp_path))
-    kept = set(tmp_path.iterdir())
+    kept = set((tmp_path / "steps").iterdir())
     monkeypatch.setattr(type(loaded), "description", property(lambda model: "another"))
     tokens(make_runner(cache_dir=tmp_path))
-    assert len(set(tmp_path.iterdir())) == 2 * len(kept)
+    assert len(set((tmp_path / "steps").iterdir())) == 2 * len(kept) > 0
 
 
+@pytest.mark.usefixtures("no_jax_cache")
 def test_a_step_that_cannot_be_loaded_is_compiled_again(
     make_runner: Callable[..., ModelRunner],
     tmp_path: Path,
@@ -194,3 +198,34 @@ def test_a_step_that_cannot_be_loaded_is_compiled_again(
     monkeypatch.setattr(StepExecutable, "restored", refuse)
     assert tokens(make_runner(cache_dir=tmp_path)) == RECORDING.greedy[1][:6]
     assert "made for another driver" in caplog.text
+
+
+def test_what_may_come_from_jax_s_cache_is_not_kept_again(
+    make_runner: Callable[..., ModelRunner], tmp_path: Path
+) -> None:
+    """Which may not be whole when it is written a second time."""
+    assert jax.config.jax_compilation_cache_dir is not None
+    assert tokens(make_runner(cache_dir=tmp_path)) == RECORDING.greedy[1][:6]
+    assert not (tmp_path / "steps").exists()
+
+
+@pytest.mark.usefixtures("no_jax_cache")
+def test_a_step_that_cannot_be_written_is_told_of_and_runs(
+    make_runner: Callable[..., ModelRunner],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Unwritable:
+        def __init__(self, executable: Any) -> None:
+            self.execute_sharded = executable.execute_sharded
+
+        def serialize(self) -> bytes:
+            raise jax.errors.JaxRuntimeError("not by this driver")
+
+    of = StepExecutable.of
+    monkeypatch.setattr(
+        StepExecutable, "of", lambda compiled: replace(of(compiled), executable=Unwritable(of(compiled).executable))
+    )
+    assert tokens(make_runner(cache_dir=tmp_path)) == RECORDING.greedy[1][:6]
+    assert "not by this driver" in caplog.text and not (tmp_path / "steps").exists()

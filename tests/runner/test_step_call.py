@@ -12,6 +12,8 @@ from jaxserve.runner.step_call import StepCall, StepExecutable
 from jaxserve.runner.step_function import DeviceState
 from jaxserve.sharding import make_mesh
 
+# What comes from JAX's cache is not whole when it is written again.
+pytestmark = pytest.mark.usefixtures("no_jax_cache")
 WEIGHTS = (2.0, 30.0, 500.0)
 Place = Callable[[Any], jax.Array]
 Arguments = tuple[tuple[jax.Array, ...], jax.Array, DeviceState, jax.Array, jax.Array]

@@ -1,6 +1,7 @@
 """StepCompiler: what XLA is told."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import pytest
@@ -27,14 +28,24 @@ def test_nothing_is_tried_on_the_device_beside_steps_but_for_few_tokens(compiler
     later = [bucket for bucket in BUCKETS if bucket not in BUCKETS.first]
     assert max(bucket.num_tokens for bucket in later) == 6144
     for bucket in later:
-        assert compiler._compiler_options(bucket) == (ALONE if bucket.num_tokens > 32 else None)
+        assert compiler._compiler_options(bucket) == (ALONE if bucket.num_tokens > 32 else {})
 
 
 def test_of_what_is_compiled_first_the_largest_products_are_tried(compiler: StepCompiler) -> None:
     options = {bucket.num_tokens: compiler._compiler_options(bucket) for bucket in BUCKETS.first}
-    assert options == {1: None, 4: None, 16: None, 64: ALONE, 256: ALONE, 1024: ALONE, 8192: None}
-    assert compiler._compiler_options(BUCKETS.pick(8192, SamplerKind.GREEDY)) is None
+    assert options == {1: {}, 4: {}, 16: {}, 64: ALONE, 256: ALONE, 1024: ALONE, 8192: {}}
+    assert compiler._compiler_options(BUCKETS.pick(8192, SamplerKind.GREEDY)) == {}
 
 
-def test_a_cpu_is_told_nothing(make_runner: Callable[..., ModelRunner]) -> None:
-    assert all(make_runner()._compiler._compiler_options(bucket) is None for bucket in BUCKETS)
+def test_a_cpu_is_told_nothing(make_runner: Callable[..., ModelRunner], tmp_path: Path) -> None:
+    compiler = make_runner(cache_dir=tmp_path)._compiler
+    assert all(compiler._compiler_options(bucket) == {} for bucket in BUCKETS)
+
+
+def test_which_kernels_were_the_fastest_is_kept_beside_the_steps(
+    make_runner: Callable[..., ModelRunner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = make_runner(cache_dir=tmp_path)._compiler
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for bucket in BUCKETS:
+        assert compiler._compiler_options(bucket)["xla_gpu_per_fusion_autotune_cache_dir"] == str(tmp_path / "autotune")
