@@ -1,8 +1,10 @@
 """StepCompiler: from a bucket to the executable of its step."""
 
 import logging
+import os
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -83,12 +85,21 @@ class StepCompiler:
         """Made when first needed, in the thread that compiles: importing what kernels call takes seconds."""
         if self._cache_dir is None:
             return None
-        (self._cache_dir / "autotune").mkdir(parents=True, exist_ok=True)
         arrays = [(w.shape, str(w.dtype), str(w.sharding.spec)) for w in self._weights]
         sizes = f"{self._pool} {self._num_slots} slots of {self._max_pages} pages, timed {sorted(self._timed)}"
         return StepCache(
             self._cache_dir / "steps", [*environment(self._mesh), self._model.description, str(arrays), sizes]
         )
+
+    @cached_property
+    def _autotune_dir(self) -> Path | None:
+        """Where XLA keeps which kernels were the fastest; None where it could not write."""
+        if self._cache_dir is None:
+            return None
+        directory = self._cache_dir / "autotune"
+        with suppress(OSError):
+            directory.mkdir(parents=True, exist_ok=True)
+        return directory if directory.is_dir() and os.access(directory, os.W_OK) else None
 
     @property
     def results(self) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -158,8 +169,8 @@ class StepCompiler:
         options: dict[str, bool | int | float | str] = {}
         if jax.default_backend() != "gpu":
             return options
-        if self._cache_dir is not None:
-            options["xla_gpu_per_fusion_autotune_cache_dir"] = str(self._cache_dir / "autotune")
+        if self._autotune_dir is not None:
+            options["xla_gpu_per_fusion_autotune_cache_dir"] = str(self._autotune_dir)
         tokens = bucket.num_tokens
         if tokens >= CUBLAS_FROM and (tokens < TIMED_FROM or bucket not in self._timed):
             options["xla_gpu_enable_triton_gemm"] = False

@@ -1,5 +1,6 @@
 """StepCompiler: what XLA is told."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,3 +50,13 @@ def test_which_kernels_were_the_fastest_is_kept_beside_the_steps(
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     for bucket in BUCKETS:
         assert compiler._compiler_options(bucket)["xla_gpu_per_fusion_autotune_cache_dir"] == str(tmp_path / "autotune")
+
+
+def test_a_cache_that_cannot_be_written_to_is_not_given_to_xla(
+    make_runner: Callable[..., ModelRunner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "autotune").write_text("a file")
+    compiler = make_runner(cache_dir=tmp_path)._compiler
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert compiler._compiler_options(BUCKETS.pick(1, SamplerKind.GREEDY, decode_only=True)) == {}
