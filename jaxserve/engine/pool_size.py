@@ -52,6 +52,12 @@ class PoolSizer:
             return
         if self._on_cpu:
             return
+        thread = ThreadPoolExecutor(1)
+        self._step_bytes = thread.submit(self._temporary_bytes, described)
+        thread.shutdown(wait=False)
+
+    def _temporary_bytes(self, described: LoadedModel) -> int:
+        """Of the largest step. Imports what kernels call, too, which takes seconds."""
         compiler = StepCompiler(
             described,
             described.weights,
@@ -62,9 +68,7 @@ class PoolSizer:
             self._cache_dir,
             self._buckets.first,
         )
-        thread = ThreadPoolExecutor(1)
-        self._step_bytes = thread.submit(compiler.temporary_bytes, self._buckets.largest)
-        thread.shutdown(wait=False)
+        return compiler.temporary_bytes(self._buckets.largest)
 
     def size(self, loaded: LoadedModel) -> KVPoolSpec:
         """The pool beside a model that has been loaded.

@@ -65,7 +65,6 @@ class StepCompiler:
     ) -> None:
         self._timed = timed
         self._mesh = mesh
-        self._num_slots, self._max_pages = max_num_seqs, max_pages
         self._model = model
         self._weights = tuple(jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=w.sharding) for w in weights)
         self._pool = pool
@@ -78,18 +77,11 @@ class StepCompiler:
         copy = partial(copy_pages, num_layers=pool.num_layers)
         self.copy_pages = jax.jit(copy, donate_argnums=0, out_shardings=self._kv_pages.sharding)
         self.update_page_table = jax.jit(update_page_table, donate_argnums=0, out_shardings=self._replicated)
-        self._cache_dir = cache_dir
-
-    @cached_property
-    def _cache(self) -> StepCache | None:
-        """Made when first needed, in the thread that compiles: importing what kernels call takes seconds."""
-        if self._cache_dir is None:
-            return None
-        arrays = [(w.shape, str(w.dtype), str(w.sharding.spec)) for w in self._weights]
-        sizes = f"{self._pool} {self._num_slots} slots of {self._max_pages} pages, timed {sorted(self._timed)}"
-        return StepCache(
-            self._cache_dir / "steps", [*environment(self._mesh), self._model.description, str(arrays), sizes]
-        )
+        self._cache_dir, self._cache = cache_dir, None
+        if cache_dir is not None:
+            arrays = [(w.shape, str(w.dtype), str(w.sharding.spec)) for w in self._weights]
+            sizes = f"{pool} {max_num_seqs} slots of {max_pages} pages, timed {sorted(timed)}"
+            self._cache = StepCache(cache_dir / "steps", [*environment(mesh), model.description, str(arrays), sizes])
 
     @cached_property
     def _autotune_dir(self) -> Path | None:

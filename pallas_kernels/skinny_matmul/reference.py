@@ -2,21 +2,25 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from pallas_kernels.swiglu.reference import swiglu_reference
 
 
 def skinny_matmul_reference(x: jax.Array, weight: jax.Array) -> jax.Array:
     """See `skinny_matmul`: one part."""
-    # Without this a GPU would round float32 inputs to TF32.
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return jnp.einsum("td,nd->tn", x, weight, precision=precision)[None]
+    return _product(x, weight, None)[None]
 
 
 def scores_matmul_reference(x: jax.Array, weight: jax.Array) -> jax.Array:
     """See `scores_matmul`."""
+    return _product(x, weight, jnp.float32)
+
+
+def _product(x: jax.Array, weight: jax.Array, dtype: DTypeLike | None) -> jax.Array:
+    # Without this a GPU would round float32 inputs to TF32.
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return jnp.einsum("td,vd->tv", x, weight, precision=precision, preferred_element_type=jnp.float32)
+    return jnp.einsum("td,nd->tn", x, weight, precision=precision, preferred_element_type=dtype)
 
 
 def gated_matmul_reference(x: jax.Array, weight: jax.Array) -> jax.Array:
