@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times a layer's products of few rows, each by every implementation that takes it, with what reads it.
+"""Times a layer's products, of few rows above all, each by every implementation that takes it, with what reads it.
 
     python scripts/bench_products.py --check --json FILE             # Llama-3.1-8B's matrices on a GPU
     python scripts/bench_products.py --tp 2 --rows 1 32              # what one of two GPUs holds of them
@@ -30,9 +30,17 @@ from jaxserve.models.registry import load_config
 from pallas_kernels.residual_norm import residual_norm
 from pallas_kernels.residual_norm.reference import sum_parts
 from pallas_kernels.skinny_matmul import scores_matmul
-from pallas_kernels.skinny_matmul.config import FEW_ROWS, gated_config, scores_config, skinny_config, stream_config
+from pallas_kernels.skinny_matmul.config import (
+    FEW_ROWS,
+    gated_config,
+    scores_config,
+    skinny_config,
+    stream_config,
+    tiled_gated_config,
+)
 from pallas_kernels.skinny_matmul.mosaic_gpu import stream_gated_matmul, stream_matmul
 from pallas_kernels.skinny_matmul.reference import gated_matmul_reference, skinny_matmul_reference
+from pallas_kernels.skinny_matmul.tiled import tiled_gated_matmul
 from pallas_kernels.skinny_matmul.triton import skinny_matmul_triton
 from pallas_kernels.swiglu import swiglu
 
@@ -83,6 +91,8 @@ def cases(rows: int, model: str, tp: int) -> dict[str, tuple[tuple[int, ...], di
     }
     if (tiles := gated_config(max(rows, FEW_ROWS + 1), inner, hidden)) is not None:
         gated["mosaic_gpu, gated"] = partial(stream_gated_matmul, config=tiles)
+    if (many := tiled_gated_config(rows, inner, hidden)) is not None:
+        gated["mosaic_gpu, gated"] = partial(tiled_gated_matmul, config=many)
 
     def ways(columns: int, size: int, reader: Any, *, one_part: bool) -> tuple[tuple[int, ...], dict[str, Product]]:
         found = products(rows, columns, size, one_part=one_part)

@@ -55,8 +55,14 @@ from pallas_kernels.residual_norm.api import FEW_ROWS  # noqa: E402
 from pallas_kernels.sampling_floor import sampling_floor  # noqa: E402
 from pallas_kernels.sampling_floor.arg_specs import VOCABULARIES  # noqa: E402
 from pallas_kernels.skinny_matmul import api as skinny_api  # noqa: E402
-from pallas_kernels.skinny_matmul.config import gated_config, scores_config, stream_config  # noqa: E402
+from pallas_kernels.skinny_matmul.config import (  # noqa: E402
+    gated_config,
+    scores_config,
+    stream_config,
+    tiled_gated_config,
+)
 from pallas_kernels.skinny_matmul.mosaic_gpu import stream_gated_matmul, stream_matmul  # noqa: E402
+from pallas_kernels.skinny_matmul.tiled import tiled_gated_matmul  # noqa: E402
 from pallas_kernels.swiglu import api as swiglu_api  # noqa: E402
 
 NUM_LAYERS = 4
@@ -234,6 +240,17 @@ def check_gated(mesh: Mesh, columns: int, size: int) -> list[str]:
     return check_mosaic_kernel(where, partial(stream_gated_matmul, config=config), x, weight)
 
 
+def check_tiled_gated(mesh: Mesh, num_rows: int, columns: int, size: int) -> list[str]:
+    """What is wrong with the Mosaic GPU kernel for gated products of many rows."""
+    config = tiled_gated_config(num_rows, columns, size)
+    assert config is not None
+    sharding = NamedSharding(mesh, PartitionSpec())
+    x = jax.ShapeDtypeStruct((num_rows, size), "bfloat16", sharding=sharding)
+    weight = jax.ShapeDtypeStruct((2, columns, size), "bfloat16", sharding=sharding)
+    where = f"tiled_gated_matmul, {num_rows} rows, {columns} x {size}"
+    return check_mosaic_kernel(where, partial(tiled_gated_matmul, config=config), x, weight)
+
+
 def check_scores(mesh: Mesh, columns: int, size: int) -> list[str]:
     """What is wrong with the Mosaic GPU kernel for the scores of a few sequences."""
     config = scores_config(32, columns, size)
@@ -293,7 +310,9 @@ def kernel_calls(text: str) -> list[str]:
     return [line for line in text.splitlines() if re.search(targets, line)]
 
 
-def check_step(mesh: Mesh, bucket: Bucket, *, mosaic: bool = False, skinny: bool = False) -> list[str]:
+def check_step(
+    mesh: Mesh, bucket: Bucket, *, mosaic: bool = False, skinny: bool = False, tiled: bool = False
+) -> list[str]:
     """What is wrong with the executable of one bucket, with the kernels that are not the default or without."""
     pool = KVPoolSpec(NUM_LAYERS, 30011, 16, MODEL.num_kv_heads, MODEL.head_dim, jnp.dtype("bfloat16"))
     model = AbstractModel(mesh)
@@ -307,6 +326,7 @@ def check_step(mesh: Mesh, bucket: Bucket, *, mosaic: bool = False, skinny: bool
         mock.patch.object(api, "is_hopper", lambda: True),
         mock.patch.object(api, "MOSAIC_GPU_BY_DEFAULT", mosaic),
         mock.patch.object(skinny_api, "SKINNY_BY_DEFAULT", skinny),
+        mock.patch.object(skinny_api, "_picks_mosaic", lambda: tiled),
     ):
         step: Any = StepCompiler(model, model.weights, mesh, pool, 256, 256).compile(bucket)
     pool_bytes = pool.num_pages * pool.page_bytes
@@ -348,8 +368,8 @@ def check_step(mesh: Mesh, bucket: Bucket, *, mosaic: bool = False, skinny: bool
         problems.append(f"{len(sampling)} calls of kernels in the sampler")
     if bucket.decode_only and "triton_kernel_call_ffi" in text:
         problems.append("Triton kernels are not XLA's own: the host would ask each before every step")
-    if mosaic != ("mosaic_gpu_v2" in text):
-        problems.append("prompts are not computed by the kernel that should do it")
+    if (mosaic or tiled) != ("mosaic_gpu_v2" in text):
+        problems.append("prompts or gated products are not computed by the kernel that should do it")
     # Kernels count on arrays that are aligned.
     if any("kDynamicSliceFusion" in line for line in thunks):
         problems.append("kernels are given slices where they lie")
@@ -401,6 +421,8 @@ def main() -> int:
         problems += check_stream(mesh, columns, size, one_part=one_part)
     for columns, size in ((14336, 4096), (7168, 4096), (13824, 5120)):
         problems += check_gated(mesh, columns, size)
+    for num_rows, columns, size in ((256, 14336, 4096), (8192, 14336, 4096), (128, 3584, 4096)):
+        problems += check_tiled_gated(mesh, num_rows, columns, size)
     # Llama 3's, whole and over four devices, and Gemma 2's.
     for columns, size in ((128_256, 4096), (32_064, 8192), (256_000, 3584)):
         problems += check_scores(mesh, columns, size)
@@ -410,6 +432,7 @@ def main() -> int:
         if not buckets[step].decode_only:
             problems += check_step(mesh, buckets[step], mosaic=True)
     problems += check_step(mesh, buckets[1, True, SamplerKind.GREEDY], skinny=True)
+    problems += check_step(mesh, buckets[256, True, SamplerKind.GREEDY], tiled=True)
     return report_problems(problems)
 
 

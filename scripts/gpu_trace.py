@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 # Without it the profiler takes steps apart into single launches.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_enable_command_buffers_during_profiling=true"
+_FLAG = "--xla_enable_command_buffers_during_profiling=true"
+if _FLAG not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
 
 import jax  # noqa: E402
 from jax.profiler import ProfileData  # noqa: E402

@@ -8,7 +8,8 @@
 The engine runs as it serves, with CUDA graphs, under JAX's profiler. Busy time is the union of all kernels; a gap is
 the time from the end of one to the start of the next. CUDA graphs are counted on the host: a step launches its graph,
 and should neither update nor record one. The profiler slows the host, so gaps here are upper bounds, and
-scripts/bench_step.py is what measures the step itself.
+scripts/bench_step.py is what measures the step itself. Run with this script's XLA_FLAGS (gpu_trace.py), it leaves the
+compiled steps for this one.
 """
 
 import argparse
@@ -197,18 +198,25 @@ def main() -> None:
         )
     )
     profiler = StepProfiler(llm, args.steps)
-    reports = [profiler.decode(batch, args.context) for batch in args.batch]
-    reports += [profiler.prefill(num_tokens) for num_tokens in args.prefill]
+    reports: list[dict[str, Any]] = []
+    record = {"device": llm.info.device_kind, "jax": jax.__version__, "model": Path(args.model).name, "cases": reports}
+
+    def add(report: dict[str, Any]) -> None:
+        """Keep a report, and write all so far: a run that is cut short has not been for nothing."""
+        reports.append(report)
+        if args.output:
+            args.output.write_text(json.dumps(record, indent=1) + "\n")
+        if not args.json:
+            print_report(report, Console(width=180))
+
+    for batch in args.batch:
+        add(profiler.decode(batch, args.context))
+    for num_tokens in args.prefill:
+        add(profiler.prefill(num_tokens))
     if args.hlo:
         write_hlo(llm, args.hlo)
-    record = {"device": llm.info.device_kind, "jax": jax.__version__, "model": Path(args.model).name, "cases": reports}
-    if args.output:
-        args.output.write_text(json.dumps(record, indent=1) + "\n")
     if args.json:
         json.dump(record, sys.stdout)
-        return
-    for report in reports:
-        print_report(report, Console(width=180))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 # wrong beside other work and disturbs it.
 IDLE_S = 2.0
 # While a thread traces, others wait for Python's lock at most so long: a step takes a few milliseconds.
-SWITCH_INTERVAL_S = 0.0005
+SWITCH_INTERVAL_S = 0.00005
 
 
 def compile_all[Step](

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 
 from pallas_kernels.platform import Implementation, is_hopper, pick_implementation, triton_can_run
 from pallas_kernels.residual_norm.reference import sum_parts
-from pallas_kernels.skinny_matmul.config import gated_config, scores_config, skinny_config, stream_config
+from pallas_kernels.skinny_matmul.config import (
+    gated_config,
+    scores_config,
+    skinny_config,
+    stream_config,
+    tiled_gated_config,
+)
 from pallas_kernels.skinny_matmul.reference import (
     gated_matmul_reference,
     scores_matmul_reference,
@@ -79,8 +85,8 @@ def gated_matmul(
     Args:
         x: [T, D].
         weight: [2, F, D], the gate's matrix and the other, in x's dtype.
-        implementation: `reference`; `mosaic_gpu`, for up to 64 rows of 16-bit values on Hopper GPUs; or None: that one
-            where it can run, else `skinny_matmul` and `swiglu`, one after the other.
+        implementation: `reference`; `mosaic_gpu`, for 16-bit values on Hopper GPUs; or None: that one where it can run,
+            else `skinny_matmul` and `swiglu`, one after the other.
 
     Returns:
         [T, F] in x's dtype.
@@ -95,18 +101,23 @@ def gated_matmul(
         )
     if implementation not in (None, "reference", "mosaic_gpu"):
         raise ValueError(f"unknown implementation {implementation!r}; there are: reference, mosaic_gpu")
-    config = gated_config(x.shape[0], *weight.shape[1:])
-    fits = config is not None and x.dtype in (jnp.bfloat16, jnp.float16)
+    few = gated_config(x.shape[0], *weight.shape[1:])
+    many = tiled_gated_config(x.shape[0], *weight.shape[1:])
+    fits = (few or many) is not None and x.dtype in (jnp.bfloat16, jnp.float16)
     if implementation == "reference":
         return gated_matmul_reference(x, weight)
     if implementation is None and not (fits and _picks_mosaic()):
         parts = skinny_matmul(x, weight.reshape(-1, weight.shape[2]), one_part=True)
         return swiglu(sum_parts(parts, x.dtype).reshape(x.shape[0], *weight.shape[:2]))
-    if config is None or not fits:
-        raise ValueError(f"mosaic_gpu does not take {x.dtype}{x.shape} by {weight.shape}; leave implementation None")
-    from pallas_kernels.skinny_matmul.mosaic_gpu import stream_gated_matmul
+    if fits and few is not None:
+        from pallas_kernels.skinny_matmul.mosaic_gpu import stream_gated_matmul
 
-    return stream_gated_matmul(x, weight, config)
+        return stream_gated_matmul(x, weight, few)
+    if fits and many is not None:
+        from pallas_kernels.skinny_matmul.tiled import tiled_gated_matmul
+
+        return tiled_gated_matmul(x, weight, many)
+    raise ValueError(f"mosaic_gpu does not take {x.dtype}{x.shape} by {weight.shape}; leave implementation None")
 
 
 def scores_matmul(

@@ -21,6 +21,10 @@ FEW_ROWS = 16
 NARROW_COLUMNS = 5000  # with fewer, programs are too few for the card, and Triton's kernel cuts the summed axis
 # With more columns, some programs have a second tile when others have none. XLA's products are as fast then.
 MAX_STREAM_COLUMNS = NUM_SMS * MAX_BLOCK_N
+TILE_ROWS = 128  # of the kernel for gated products of many rows
+# What a multiprocessor does in a clock, of such a tile: multiplications and additions that it reaches of 2,048, and bytes
+# that arrive from the cache; and clocks that each tile takes besides. Estimates, good enough to choose by.
+MACS_A_CLOCK, BYTES_A_CLOCK, CLOCKS_A_TILE = 1640, 56, 2500
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,19 @@ class StreamConfig:
     num_stages: int
     parts: int = 1
     block_d: int = 64
+
+
+@dataclass(frozen=True)
+class TiledConfig:
+    """How the kernel for gated products of many rows cuts them.
+
+    Attributes:
+        tile_columns: columns of the result that a program computes at a time, a multiple of 8.
+        num_stages: blocks that its ring holds.
+    """
+
+    tile_columns: int
+    num_stages: int
 
 
 def skinny_config(num_rows: int, columns: int, size: int) -> SkinnyConfig | None:
@@ -118,6 +135,28 @@ def gated_config(num_rows: int, columns: int, size: int) -> StreamConfig | None:
     config = max(tiles, key=lambda config: (round(_busy(config, columns), 2), config.block_n))
     # XLA's product and its activation are faster then.
     return None if num_rows <= FEW_ROWS and config.block_d < WIDE_BLOCK else config
+
+
+def tiled_gated_config(num_rows: int, columns: int, size: int) -> TiledConfig | None:
+    """How to compute a gated product of [T, D] of many rows with [2, F, D]; None where it does not pay or does not fit.
+
+    Args:
+        num_rows: T.
+        columns: F.
+        size: D.
+    """
+    if num_rows <= MAX_STREAM_ROWS or columns % 8 or size % 64 or 2 * columns * size < MIN_WEIGHTS:
+        return None
+    tile = min(range(MIN_GATED_TILE, MAX_BLOCK_N + 1, 16), key=lambda tile: _tiled_clocks(tile, num_rows, columns, size))
+    stages = (SHARED_BYTES - 2 * TILE_ROWS * tile) // (2 * 64 * (TILE_ROWS + 2 * tile))
+    return TiledConfig(tile, min(6, stages))
+
+
+def _tiled_clocks(tile: int, num_rows: int, columns: int, size: int) -> float:
+    """What a program takes for its tiles of so many columns."""
+    rounds = -(-(-(-num_rows // TILE_ROWS) * -(-columns // tile)) // NUM_SMS)
+    multiplying, fetching = TILE_ROWS * 2 * tile / MACS_A_CLOCK, 2 * (TILE_ROWS + 2 * tile) / BYTES_A_CLOCK
+    return rounds * (size * max(multiplying, fetching) + CLOCKS_A_TILE)
 
 
 def scores_config(num_rows: int, columns: int, size: int) -> StreamConfig | None:
