@@ -24,7 +24,7 @@ MAX_STREAM_COLUMNS = NUM_SMS * MAX_BLOCK_N
 TILE_ROWS = 128  # of the kernel for gated products of many rows
 # What a multiprocessor does in a clock, of such a tile: multiplications and additions that it reaches of 2,048, and bytes
 # that arrive from the cache; and clocks that each tile takes besides. Estimates, good enough to choose by.
-MACS_A_CLOCK, BYTES_A_CLOCK, CLOCKS_A_TILE = 1640, 56, 2500
+MACS_A_CLOCK, BYTES_A_CLOCK, CLOCKS_A_TILE = 1860, 47, 1500
 
 
 @dataclass(frozen=True)
