@@ -33,6 +33,7 @@ from pallas_kernels.skinny_matmul import scores_matmul
 from pallas_kernels.skinny_matmul.config import (
     FEW_ROWS,
     gated_config,
+    gated_triton_config,
     scores_config,
     skinny_config,
     stream_config,
@@ -41,7 +42,7 @@ from pallas_kernels.skinny_matmul.config import (
 from pallas_kernels.skinny_matmul.mosaic_gpu import stream_gated_matmul, stream_matmul
 from pallas_kernels.skinny_matmul.reference import gated_matmul_reference, skinny_matmul_reference
 from pallas_kernels.skinny_matmul.tiled import tiled_gated_matmul
-from pallas_kernels.skinny_matmul.triton import skinny_matmul_triton
+from pallas_kernels.skinny_matmul.triton import gated_matmul_triton, skinny_matmul_triton
 from pallas_kernels.swiglu import swiglu
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,6 +92,8 @@ def cases(rows: int, model: str, tp: int) -> dict[str, tuple[tuple[int, ...], di
     }
     if (tiles := gated_config(max(rows, FEW_ROWS + 1), inner, hidden)) is not None:
         gated["mosaic_gpu, gated"] = partial(stream_gated_matmul, config=tiles)
+    if (triton := gated_triton_config(rows, inner, hidden)) is not None:
+        gated["triton, gated"] = partial(gated_matmul_triton, config=triton)
     if (many := tiled_gated_config(rows, inner, hidden)) is not None:
         gated["mosaic_gpu, gated"] = partial(tiled_gated_matmul, config=many)
 

@@ -9,6 +9,7 @@ from pallas_kernels.platform import Implementation, is_hopper, pick_implementati
 from pallas_kernels.residual_norm.reference import sum_parts
 from pallas_kernels.skinny_matmul.config import (
     gated_config,
+    gated_triton_config,
     scores_config,
     skinny_config,
     stream_config,
@@ -77,16 +78,14 @@ def skinny_matmul(
     return skinny_matmul_triton(x, weight, config)
 
 
-def gated_matmul(
-    x: jax.Array, weight: jax.Array, *, implementation: Literal["reference", "mosaic_gpu"] | None = None
-) -> jax.Array:
+def gated_matmul(x: jax.Array, weight: jax.Array, *, implementation: SkinnyImplementation | None = None) -> jax.Array:
     """silu(x @ weight[0].T) * (x @ weight[1].T): the first half of a SwiGLU layer (Shazeer 2020).
 
     Args:
         x: [T, D].
         weight: [2, F, D], the gate's matrix and the other, in x's dtype.
-        implementation: `reference`; `mosaic_gpu`, for 16-bit values on Hopper GPUs; or None: that one where it can run,
-            else `skinny_matmul` and `swiglu`, one after the other.
+        implementation: `reference`; for 16-bit values `triton`, for up to 32 rows, and `mosaic_gpu`, on Hopper GPUs; or
+            None: on a GPU the better of these, else `skinny_matmul` and `swiglu`, one after the other.
 
     Returns:
         [T, F] in x's dtype.
@@ -99,25 +98,33 @@ def gated_matmul(
             f"x must be [T, D] and weight [2, F, D] of one dtype; got {x.dtype}{x.shape} and "
             f"{weight.dtype}{weight.shape}"
         )
-    if implementation not in (None, "reference", "mosaic_gpu"):
-        raise ValueError(f"unknown implementation {implementation!r}; there are: reference, mosaic_gpu")
-    few = gated_config(x.shape[0], *weight.shape[1:])
-    many = tiled_gated_config(x.shape[0], *weight.shape[1:])
-    fits = (few or many) is not None and x.dtype in (jnp.bfloat16, jnp.float16)
+    if implementation not in (None, "reference", "triton", "mosaic_gpu"):
+        raise ValueError(f"unknown implementation {implementation!r}; there are: reference, triton, mosaic_gpu")
     if implementation == "reference":
         return gated_matmul_reference(x, weight)
-    if implementation is None and not (fits and _picks_mosaic()):
-        parts = skinny_matmul(x, weight.reshape(-1, weight.shape[2]), one_part=True)
-        return swiglu(sum_parts(parts, x.dtype).reshape(x.shape[0], *weight.shape[:2]))
-    if fits and few is not None:
-        from pallas_kernels.skinny_matmul.mosaic_gpu import stream_gated_matmul
+    sizes = (x.shape[0], *weight.shape[1:])
+    takes_16_bits = x.dtype in (jnp.bfloat16, jnp.float16)
+    # Each is loaded only here: none is needed where the reference runs.
+    if takes_16_bits and implementation in (None, "triton") and (config := gated_triton_config(*sizes)) is not None:
+        if implementation or (SKINNY_BY_DEFAULT and triton_can_run()):
+            from pallas_kernels.skinny_matmul.triton import gated_matmul_triton
 
-        return stream_gated_matmul(x, weight, few)
-    if fits and many is not None:
-        from pallas_kernels.skinny_matmul.tiled import tiled_gated_matmul
+            return gated_matmul_triton(x, weight, config)
+    if takes_16_bits and (implementation == "mosaic_gpu" or (implementation is None and _picks_mosaic())):
+        if (few := gated_config(*sizes)) is not None:
+            from pallas_kernels.skinny_matmul.mosaic_gpu import stream_gated_matmul
 
-        return tiled_gated_matmul(x, weight, many)
-    raise ValueError(f"mosaic_gpu does not take {x.dtype}{x.shape} by {weight.shape}; leave implementation None")
+            return stream_gated_matmul(x, weight, few)
+        if (many := tiled_gated_config(*sizes)) is not None:
+            from pallas_kernels.skinny_matmul.tiled import tiled_gated_matmul
+
+            return tiled_gated_matmul(x, weight, many)
+    if implementation is not None:
+        raise ValueError(
+            f"{implementation} does not take {x.dtype}{x.shape} by {weight.shape}; leave implementation None"
+        )
+    parts = skinny_matmul(x, weight.reshape(-1, weight.shape[2]), one_part=True)
+    return swiglu(sum_parts(parts, x.dtype).reshape(x.shape[0], *weight.shape[:2]))
 
 
 def scores_matmul(

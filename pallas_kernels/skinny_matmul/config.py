@@ -21,9 +21,14 @@ FEW_ROWS = 16
 NARROW_COLUMNS = 5000  # with fewer, programs are too few for the card, and Triton's kernel cuts the summed axis
 # With more columns, some programs have a second tile when others have none. XLA's products are as fast then.
 MAX_STREAM_COLUMNS = NUM_SMS * MAX_BLOCK_N
+# Products of fewer weights than this, and gated ones of fewer in both matrices, are Triton's up to MAX_TRITON_ROWS: the
+# GPU takes about as long for them, and XLA, which asks a Mosaic GPU kernel twice before each step whether it is
+# ready, launches a Triton kernel as its own.
+MIN_MOSAIC_WEIGHTS, MIN_MOSAIC_GATED_WEIGHTS = 1 << 23, 1 << 25
+MAX_TRITON_ROWS = 32
 TILE_ROWS = 128  # of the kernel for gated products of many rows
-# What a multiprocessor does in a clock, of such a tile: multiplications and additions that it reaches of 2,048, and bytes
-# that arrive from the cache; and clocks that each tile takes besides. Estimates, good enough to choose by.
+# What a multiprocessor does in a clock, of such a tile: multiplications and additions that it reaches of 2,048, and
+# bytes that arrive from the cache; and clocks that each tile takes besides. Estimates, good enough to choose by.
 MACS_A_CLOCK, BYTES_A_CLOCK, CLOCKS_A_TILE = 1860, 47, 1500
 
 
@@ -84,7 +89,7 @@ def skinny_config(num_rows: int, columns: int, size: int) -> SkinnyConfig | None
         columns: N.
         size: D.
     """
-    if num_rows > 32 or columns > MAX_SKINNY_COLUMNS or columns * size < MIN_WEIGHTS:
+    if num_rows > MAX_TRITON_ROWS or columns > MAX_SKINNY_COLUMNS or columns * size < MIN_WEIGHTS:
         return None
     narrow = columns < NARROW_COLUMNS
     if num_rows > 16:
@@ -109,7 +114,8 @@ def stream_config(num_rows: int, columns: int, size: int, *, one_part: bool = Fa
         return None
     if columns > MAX_STREAM_COLUMNS or columns * size < MIN_WEIGHTS:
         return None
-    if num_rows <= FEW_ROWS and columns < NARROW_COLUMNS and skinny_config(num_rows, columns, size) is not None:
+    few = num_rows <= FEW_ROWS and columns < NARROW_COLUMNS
+    if (few or columns * size < MIN_MOSAIC_WEIGHTS) and skinny_config(num_rows, columns, size) is not None:
         return None
     if one_part:
         config = one_tile_each(columns, parts=1, block_d=128)
@@ -130,11 +136,27 @@ def gated_config(num_rows: int, columns: int, size: int) -> StreamConfig | None:
     """
     if num_rows > MAX_STREAM_ROWS or columns % 8 or size % 64 or 2 * columns * size < MIN_WEIGHTS:
         return None
+    if gated_triton_config(num_rows, columns, size) is not None:
+        return None
     # Of equals the widest: each tile fetches all rows of x.
     tiles = (_gated_tile(tile, size) for tile in range(MIN_GATED_TILE, MAX_BLOCK_N + 1, 8))
     config = max(tiles, key=lambda config: (round(_busy(config, columns), 2), config.block_n))
     # XLA's product and its activation are faster then.
     return None if num_rows <= FEW_ROWS and config.block_d < WIDE_BLOCK else config
+
+
+def gated_triton_config(num_rows: int, columns: int, size: int) -> SkinnyConfig | None:
+    """How the Triton kernel computes a gated product of [T, D] with [2, F, D]; None where it does not pay or fit.
+
+    Args:
+        num_rows: T.
+        columns: F.
+        size: D.
+    """
+    config = SkinnyConfig(32, 256, 4, 3) if num_rows <= FEW_ROWS else SkinnyConfig(32, 128, 4, 6)
+    if num_rows > MAX_TRITON_ROWS or size % config.block_d:
+        return None
+    return config if MIN_WEIGHTS <= 2 * columns * size < MIN_MOSAIC_GATED_WEIGHTS else None
 
 
 def tiled_gated_config(num_rows: int, columns: int, size: int) -> TiledConfig | None:
@@ -147,7 +169,8 @@ def tiled_gated_config(num_rows: int, columns: int, size: int) -> TiledConfig | 
     """
     if num_rows <= MAX_STREAM_ROWS or columns % 8 or size % 64 or 2 * columns * size < MIN_WEIGHTS:
         return None
-    tile = min(range(MIN_GATED_TILE, MAX_BLOCK_N + 1, 16), key=lambda tile: _tiled_clocks(tile, num_rows, columns, size))
+    tiles = range(MIN_GATED_TILE, MAX_BLOCK_N + 1, 16)
+    tile = min(tiles, key=lambda tile: _tiled_clocks(tile, num_rows, columns, size))
     stages = (SHARED_BYTES - 2 * TILE_ROWS * tile) // (2 * 64 * (TILE_ROWS + 2 * tile))
     return TiledConfig(tile, min(6, stages))
 

@@ -1,10 +1,10 @@
-"""The Triton kernel: products of few rows, which are as fast as the weights can be read.
+"""The Triton kernels: products of few rows, which are as fast as the weights can be read.
 
 Weights lie outputs first, as in checkpoints, so a program reads a few whole rows of them from end to end.
 """
 
 # mypy: ignore-errors
-# The body is Triton's language, which only looks like Python.
+# The bodies are Triton's language, which only looks like Python.
 
 import triton
 import triton.language as tl
@@ -43,3 +43,40 @@ def matmul_kernel(
         acc = tl.dot(some_x, tl.trans(some_weights), acc, input_precision=PRECISION)
     inside = (rows < T)[:, None] & (columns < N)[None, :]
     tl.store(out + (part * T + rows)[:, None] * N + columns[None, :], acc.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gated_matmul_kernel(
+    x,
+    weight,
+    out,
+    T: tl.constexpr,
+    F: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """out [T, F] = silu(x [T, D] @ weight[0].T) * (x @ weight[1].T), weight [2, F, D]. Grid (F / BLOCK_N,).
+
+    D is a multiple of BLOCK_D.
+    """
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows = tl.arange(0, BLOCK_T)
+    d = tl.arange(0, BLOCK_D)
+    x_rows = x + rows[:, None] * D + d[None, :]
+    # Columns past the end are computed twice and not stored.
+    gate_rows = weight + tl.minimum(columns, F - 1).to(tl.int64)[:, None] * D + d[None, :]
+    up_rows = gate_rows + F * D
+    gate = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+    up = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+    for start in range(0, D, BLOCK_D):
+        some_x = tl.load(x_rows + start, mask=(rows < T)[:, None], other=0.0)
+        some_gate = tl.load(gate_rows + start, eviction_policy="evict_first")
+        some_up = tl.load(up_rows + start, eviction_policy="evict_first")
+        gate = tl.dot(some_x, tl.trans(some_gate), gate, input_precision=PRECISION)
+        up = tl.dot(some_x, tl.trans(some_up), up, input_precision=PRECISION)
+    inside = (rows < T)[:, None] & (columns < F)[None, :]
+    value = gate / (1.0 + tl.exp(-gate)) * up
+    tl.store(out + rows[:, None] * F + columns[None, :], value.to(out.dtype.element_ty), mask=inside)

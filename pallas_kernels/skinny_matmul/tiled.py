@@ -1,10 +1,10 @@
 """Gated products of many rows on Hopper, in Pallas Mosaic GPU: TMA, wgmma, specialised warpgroups.
 
-A tile of the result is 128 rows by some columns. Two warpgroups take 64 rows each and multiply them with the same columns
-of both matrices at once, so that both products of a value end up in one thread, which makes the result of them before
-anything is written: the activation costs no pass over memory. A third warpgroup does nothing but fetch. As many programs as
-the card runs at once walk over the tiles, several rows of tiles side by side, so that what one program has fetched is
-still in the cache when its neighbours ask for it.
+A tile of the result is 128 rows by some columns. Two warpgroups take 64 rows each and multiply them with the same
+columns of both matrices at once, so that both products of a value end up in one thread, which makes the result of them
+before anything is written: the activation costs no pass over memory. A third warpgroup does nothing but fetch. As many
+programs as the card runs at once walk over the tiles, several rows of tiles side by side, so that what one program has
+fetched is still in the cache when its neighbours ask for it.
 """
 
 from functools import partial

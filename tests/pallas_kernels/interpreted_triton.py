@@ -34,6 +34,7 @@ ARGUMENTS = {
     "paged_attention": ("q", "kv_pages", *BATCH),
     "residual_norm": ("x", "delta", "weight"),
     "skinny_matmul": ("x", "weight"),
+    "gated_matmul": ("x", "weight"),
     "cached_attention": ("qkv", "cos_sin", "kv_pages", "slot_mapping", *BATCH),
     "grouped_matmul": ("lhs", "rhs", "group_sizes"),
     "expert_mlp": ("x", "expert_ids", "expert_weights", "gate_up", "down"),
@@ -108,6 +109,8 @@ def run(case: Any) -> tuple[jax.Array, ...]:
         return norm.residual_norm_triton(x, delta, *interpreted_all_reduce.second_of_three(weight), **options)
     if operation == "skinny_matmul":
         return (skinny.skinny_matmul_triton(*arguments, SkinnyConfig(**options["config"])),)
+    if operation == "gated_matmul":
+        return (skinny.gated_matmul_triton(*arguments, SkinnyConfig(**options["config"])),)
     if operation == "grouped_matmul":
         return (grouped.grouped_matmul_triton(*arguments, config=MatmulConfig(**options["config"])),)
     if operation == "expert_mlp":

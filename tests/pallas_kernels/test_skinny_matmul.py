@@ -2,12 +2,13 @@
 
 from dataclasses import asdict
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.skinny_matmul import skinny_matmul
-from pallas_kernels.skinny_matmul.config import SkinnyConfig, skinny_config
+from pallas_kernels.skinny_matmul import api, gated_matmul, skinny_matmul
+from pallas_kernels.skinny_matmul.config import SkinnyConfig, gated_triton_config, skinny_config
 from tests.pallas_kernels.interpreter import KernelCase, interpret_cases
 
 # (rows, columns, summed axis, how it is cut): whole tiles, a part of a tile of columns, one row, several parts.
@@ -19,11 +20,19 @@ CASES = {
 }
 
 
-def arguments(rows: int, columns: int, size: int) -> dict[str, np.ndarray]:
+# The same of gated products: columns of each matrix.
+GATED_CASES = {
+    "gated, whole tiles": (16, 32, 64, SkinnyConfig(16, 32, 1, 2)),
+    "gated, columns end inside a tile": (5, 40, 64, SkinnyConfig(16, 32, 1, 2)),
+    "gated, one row": (1, 32, 96, SkinnyConfig(16, 32, 1, 2)),
+}
+
+
+def arguments(rows: int, *weight: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(rows)
     return {
-        "x": rng.standard_normal((rows, size)).astype(np.float32),
-        "weight": rng.standard_normal((columns, size)).astype(np.float32),
+        "x": rng.standard_normal((rows, weight[-1])).astype(np.float32),
+        "weight": rng.standard_normal(weight).astype(np.float32),
     }
 
 
@@ -32,6 +41,10 @@ def kernel_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[n
     cases = {
         name: KernelCase(arguments(*sizes), {"operation": "skinny_matmul", "config": asdict(config)})
         for name, (*sizes, config) in CASES.items()
+    }
+    cases |= {
+        name: KernelCase(arguments(rows, 2, *sizes), {"operation": "gated_matmul", "config": asdict(config)})
+        for name, (rows, *sizes, config) in GATED_CASES.items()
     }
     return interpret_cases(tmp_path_factory.mktemp("cases"), cases)
 
@@ -47,6 +60,18 @@ def test_the_parts_sum_to_the_product(case: str, kernel_results: dict[str, list[
     reference = skinny_matmul(*map(jnp.asarray, args.values()))
     assert reference.shape == (1, *product.shape)
     np.testing.assert_allclose(reference[0], product, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", GATED_CASES)
+def test_a_gated_product_is_silu_of_one_product_times_the_other(
+    case: str, kernel_results: dict[str, list[np.ndarray]]
+) -> None:
+    rows, *sizes, _ = GATED_CASES[case]
+    args = arguments(rows, 2, *sizes)
+    gate, up = (args["x"].astype(np.float64) @ matrix.astype(np.float64).T for matrix in args["weight"])
+    wanted = gate / (1 + np.exp(-gate)) * up
+    np.testing.assert_allclose(kernel_results[case][0], wanted, atol=1e-3)
+    np.testing.assert_allclose(gated_matmul(*map(jnp.asarray, args.values())), wanted, atol=1e-3)
 
 
 def test_each_part_is_the_product_over_its_own_stretch_of_the_summed_axis(
@@ -76,3 +101,22 @@ def test_shapes_and_dtypes_that_do_not_fit_are_refused() -> None:
         skinny_matmul(x, weight.astype(jnp.bfloat16))
     with pytest.raises(ValueError, match="does not take"):
         skinny_matmul(x, weight, implementation="triton")
+
+
+def test_small_gated_products_of_few_rows_are_left_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pallas_kernels.skinny_matmul.config.MIN_WEIGHTS", 1)
+    monkeypatch.setattr(api, "triton_can_run", lambda: True)
+    monkeypatch.setattr(api, "is_hopper", lambda: True)
+    taken: list[SkinnyConfig] = []
+
+    def kernel(x: jax.Array, weight: jax.Array, config: SkinnyConfig) -> jax.Array:
+        taken.append(config)
+        return jnp.zeros((x.shape[0], weight.shape[1]), x.dtype)
+
+    monkeypatch.setattr("pallas_kernels.skinny_matmul.triton.gated_matmul_triton", kernel)
+    x, weight = jnp.zeros((32, 256), jnp.bfloat16), jnp.zeros((2, 64, 256), jnp.bfloat16)
+    assert gated_matmul(x, weight).shape == (32, 64)
+    assert gated_matmul(x[:1], weight, implementation="triton").shape == (1, 64)
+    assert taken == [gated_triton_config(32, 64, 256), gated_triton_config(1, 64, 256)]
+    with pytest.raises(ValueError, match="mosaic_gpu does not take"):
+        gated_matmul(x, weight, implementation="mosaic_gpu")

@@ -15,6 +15,7 @@ from pallas_kernels.skinny_matmul.config import (
     SHARED_BYTES,
     StreamConfig,
     gated_config,
+    gated_triton_config,
     scores_config,
     skinny_config,
     stream_config,
@@ -104,6 +105,10 @@ def test_a_gated_product_is_silu_of_one_product_times_the_other(case: str) -> No
 def test_a_gated_cut_gives_each_program_as_many_tiles_and_fits_shared_memory() -> None:
     # Llama-3-8B's on one, two and four GPUs, and Llama-3-70B's on one and four; Baichuan's.
     matrices = ((14336, 4096), (7168, 4096), (3584, 4096), (28672, 8192), (7168, 8192), (11008, 4096), (13824, 5120))
+    assert [gated_triton_config(rows, 3584, 4096) is not None for rows in (1, 32, 33)] == [True, True, False]
+    assert gated_config(32, 3584, 4096) is None
+    assert gated_triton_config(1, 7168, 4096) is None  # enough weights for the host to keep up
+    assert gated_triton_config(1, 512, 512) is None
     for columns, size in matrices:
         config = gated_config(64, columns, size)
         assert config is not None
@@ -130,8 +135,8 @@ def test_a_cut_fits_the_summed_axis_and_shared_memory_and_other_shapes_are_left_
         for columns, size in (*whole, *halves, *quarters):
             for one_part in (False, True):
                 config = stream_config(rows, columns, size, one_part=one_part)
-                if rows <= 16 and columns < 5000:
-                    # Triton's kernel is faster there, if it takes the shape.
+                if (rows <= 16 and columns < 5000) or (rows <= 32 and columns * size < 1 << 23):
+                    # Triton's kernel is faster there or costs the host less, if it takes the shape.
                     assert (config is None) == (skinny_config(rows, columns, size) is not None)
                     continue
                 assert config is not None
@@ -157,7 +162,9 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="weight \\[2, F, D\\]"):
         gated_matmul(x, weight[0])
     with pytest.raises(ValueError, match="unknown implementation"):
-        gated_matmul(x, weight, implementation="triton")  # type: ignore[arg-type]
+        gated_matmul(x, weight, implementation="cuda")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="triton does not take"):
+        gated_matmul(x, weight, implementation="triton")
     with pytest.raises(ValueError, match="not linear"):
         mosaic_gpu.stream_gated_matmul(x[:1], weight, StreamConfig(32, 2, 2))
 
