@@ -85,7 +85,7 @@ def gated_matmul(x: jax.Array, weight: jax.Array, *, implementation: SkinnyImple
         x: [T, D].
         weight: [2, F, D], the gate's matrix and the other, in x's dtype.
         implementation: `reference`; for 16-bit values `triton`, for up to 32 rows, and `mosaic_gpu`, on Hopper GPUs; or
-            None: on a GPU the better of these, else `skinny_matmul` and `swiglu`, one after the other.
+            None: on these the better of both, else `skinny_matmul` and `swiglu`, one after the other.
 
     Returns:
         [T, F] in x's dtype.
@@ -103,19 +103,17 @@ def gated_matmul(x: jax.Array, weight: jax.Array, *, implementation: SkinnyImple
     if implementation == "reference":
         return gated_matmul_reference(x, weight)
     sizes = (x.shape[0], *weight.shape[1:])
-    takes_16_bits = x.dtype in (jnp.bfloat16, jnp.float16)
-    # Each is loaded only here: none is needed where the reference runs.
-    if takes_16_bits and implementation in (None, "triton") and (config := gated_triton_config(*sizes)) is not None:
-        if implementation or (SKINNY_BY_DEFAULT and triton_can_run()):
+    if x.dtype in (jnp.bfloat16, jnp.float16) and (implementation is not None or _picks_mosaic()):
+        # Each is loaded only here: none is needed where the reference runs.
+        if implementation != "mosaic_gpu" and (config := gated_triton_config(*sizes)) is not None:
             from pallas_kernels.skinny_matmul.triton import gated_matmul_triton
 
             return gated_matmul_triton(x, weight, config)
-    if takes_16_bits and (implementation == "mosaic_gpu" or (implementation is None and _picks_mosaic())):
-        if (few := gated_config(*sizes)) is not None:
+        if implementation != "triton" and (few := gated_config(*sizes)) is not None:
             from pallas_kernels.skinny_matmul.mosaic_gpu import stream_gated_matmul
 
             return stream_gated_matmul(x, weight, few)
-        if (many := tiled_gated_config(*sizes)) is not None:
+        if implementation != "triton" and (many := tiled_gated_config(*sizes)) is not None:
             from pallas_kernels.skinny_matmul.tiled import tiled_gated_matmul
 
             return tiled_gated_matmul(x, weight, many)
