@@ -93,6 +93,8 @@ class EngineConfig:
         seed: of everything drawn at random.
         compile_ahead: compile a few step shapes, in one of which any step can run, before serving, and those that fit
             closer in the background, first those that steps ask for; False compiles each at its first use.
+        compile_all: compile all shapes before serving, so that nothing is compiled beside steps: minutes on a GPU when
+            nothing is kept from an earlier start.
         step_timeout_s: seconds after which a server takes a step that has not ended for hung, and exits (60 on a GPU,
             never on a CPU if None).
         compilation_cache_dir: where compiled steps are kept between starts; the user's cache directory if None, and
@@ -118,6 +120,7 @@ class EngineConfig:
     skip_tokenizer_init: bool = False
     seed: int = 0
     compile_ahead: bool = True
+    compile_all: bool = False
     step_timeout_s: float | None = None
     compilation_cache_dir: str | None = None
 
@@ -142,6 +145,10 @@ class EngineConfig:
         _require(
             self.step_timeout_s is None or self.step_timeout_s > 0,
             f"step_timeout_s must be above 0 seconds, got {self.step_timeout_s}",
+        )
+        _require(
+            self.compile_ahead or not self.compile_all,
+            "compile_all wants every shape compiled before serving, and compile_ahead=False none; give one of them",
         )
         for name in ("max_model_len", "tensor_parallel_size", "num_pages", "page_size", "max_num_seqs"):
             value = getattr(self, name)

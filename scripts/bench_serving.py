@@ -1,6 +1,7 @@
 """The same requests through the engine alone and through the server, on one machine, in one command.
 
     python scripts/bench_serving.py --num-front-ends 4 --output docs/benchmarks/serving-h200   # a GPU, 4 minutes
+    python scripts/bench_serving.py --num-front-ends 4 --compile-all --time-limit 400   # nothing is compiled meanwhile
     python scripts/bench_serving.py --model demo --scale 0.1 --streams 8 --trace-requests 16 --rates 4 --rate-seconds 5
     python scripts/bench_serving.py --target HOST:PORT                                            # a running server
 

@@ -19,6 +19,7 @@ from jaxserve.errors import ConfigError
         ({"gpu_memory_utilization": 0.0}, "gpu_memory_utilization must be above 0 and at most 1, got 0.0"),
         ({"gpu_memory_utilization": 1.01}, "gpu_memory_utilization must be above 0"),
         ({"gpu_memory_utilization": float("nan")}, "gpu_memory_utilization must be above 0"),
+        ({"compile_all": True, "compile_ahead": False}, "give one of them"),
         *(
             ({name: value}, f"{name} must be at least 1, got {value}")
             for value in (0, -3)

@@ -167,7 +167,7 @@ def _make_runner(
             cache_dir=cache_dir,
         )
         if config.compile_ahead:
-            runner.compile_ahead(on_progress)
+            runner.compile_ahead(on_progress, everything=config.compile_all)
         runner.allocate()
     return runner
 

@@ -105,21 +105,26 @@ class ModelRunner:
             self._kv_pages = self._pool.allocate(self._mesh)
         return self._kv_pages
 
-    def compile_ahead(self, on_progress: ProgressCallback = no_progress) -> None:
+    def compile_ahead(self, on_progress: ProgressCallback = no_progress, *, everything: bool = False) -> None:
         """Compile a bucket for every step in parallel threads, run each on padding, and return; those that fit closer
         are compiled while steps run.
 
         Args:
-            on_progress: told how many of the first are compiled.
+            on_progress: told how many are compiled of those that are waited for.
+            everything: wait for those that fit closer, too.
         """
-        first = self._buckets.first
+        first = list(self._buckets.first)
         self._steps.update(compile_all(first, self._compile, on_progress))
         self.allocate()
+        rest = [bucket for bucket in self._buckets if bucket not in self._steps]
+        if everything and rest:
+            self._steps.update(compile_all(rest, self._compile, on_progress))
+            first, rest = first + rest, []
         # A new executable makes XLA forget its CUDA graphs, and a first run is not captured: hence two, after all.
         for bucket in first * 2:
             self._take_back(self._call(bucket, self._batch.pack(StepPlan(step_id=0), bucket)))
         jax.block_until_ready(self._state)
-        if rest := [bucket for bucket in self._buckets if bucket not in self._steps]:
+        if rest:
             self._background = BackgroundCompiler(sorted(rest), self._compile, lambda: self._last_dispatch)
 
     def finish_compiling(self, *, wanted_only: bool = False) -> bool:

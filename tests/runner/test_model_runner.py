@@ -235,6 +235,19 @@ def test_steps_run_in_the_first_shapes_until_closer_ones_are_compiled_in_the_bac
     assert runner.close()
 
 
+def test_with_everything_compiled_ahead_the_closest_shape_is_there_from_the_first_step_on(
+    make_runner: Callable[..., ModelRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buckets, "FINE_FROM", 16)
+    runner = make_runner(fine=True)
+    runner.compile_ahead(everything=True)
+    assert set(runner.compiled_steps) == set(runner._buckets)
+    monkeypatch.setattr(runner._compiler, "compile", None)
+    assert not runner.finish_compiling()
+    assert runner._pick_bucket(20, SamplerKind.GREEDY, decode_only=False).num_tokens == 28
+    run(runner, 0, Entry(0, 0, LONG[:20], pages(1, 20), GREEDY))
+
+
 def test_the_pool_is_updated_in_place(runner: ModelRunner) -> None:
     def addresses() -> list[int]:
         return [shard.data.unsafe_buffer_pointer() for shard in runner.allocate().addressable_shards]
