@@ -57,12 +57,14 @@ from pallas_kernels.sampling_floor.arg_specs import VOCABULARIES  # noqa: E402
 from pallas_kernels.skinny_matmul import api as skinny_api  # noqa: E402
 from pallas_kernels.skinny_matmul.config import (  # noqa: E402
     gated_config,
+    gated_triton_config,
     scores_config,
     stream_config,
     tiled_gated_config,
 )
 from pallas_kernels.skinny_matmul.mosaic_gpu import stream_gated_matmul, stream_matmul  # noqa: E402
 from pallas_kernels.skinny_matmul.tiled import tiled_gated_matmul  # noqa: E402
+from pallas_kernels.skinny_matmul.triton import gated_matmul_triton  # noqa: E402
 from pallas_kernels.swiglu import api as swiglu_api  # noqa: E402
 
 NUM_LAYERS = 4
@@ -238,6 +240,20 @@ def check_gated(mesh: Mesh, columns: int, size: int) -> list[str]:
     weight = jax.ShapeDtypeStruct((2, columns, size), "bfloat16", sharding=sharding)
     where = f"stream_gated_matmul, {columns} x {size}"
     return check_mosaic_kernel(where, partial(stream_gated_matmul, config=config), x, weight)
+
+
+def check_gated_triton(mesh: Mesh, num_rows: int, columns: int, size: int) -> list[str]:
+    """What is wrong with the Triton kernel for small gated products of a few rows."""
+    config = gated_triton_config(num_rows, columns, size)
+    assert config is not None
+    sharding = NamedSharding(mesh, PartitionSpec())
+    x = jax.ShapeDtypeStruct((num_rows, size), "bfloat16", sharding=sharding)
+    weight = jax.ShapeDtypeStruct((2, columns, size), "bfloat16", sharding=sharding)
+    with recorded_kernels() as kernels:
+        jax.jit(partial(gated_matmul_triton, config=config)).trace(x, weight).lower()
+    (kernel,) = kernels
+    where = f"{kernel.name}, {num_rows} rows, {columns} x {size}"
+    return kernel.spills(where) + ([] if "cp.async" in kernel.ptx else [f"{where}: no cp.async"])
 
 
 def check_tiled_gated(mesh: Mesh, num_rows: int, columns: int, size: int) -> list[str]:
@@ -421,6 +437,8 @@ def main() -> int:
         problems += check_stream(mesh, columns, size, one_part=one_part)
     for columns, size in ((14336, 4096), (7168, 4096), (13824, 5120)):
         problems += check_gated(mesh, columns, size)
+    for num_rows in (1, 32):
+        problems += check_gated_triton(mesh, num_rows, 3584, 4096)
     for num_rows, columns, size in ((256, 14336, 4096), (8192, 14336, 4096), (128, 3584, 4096)):
         problems += check_tiled_gated(mesh, num_rows, columns, size)
     # Llama 3's, whole and over four devices, and Gemma 2's.
