@@ -231,26 +231,30 @@ def check_stream(mesh: Mesh, columns: int, size: int, *, one_part: bool) -> list
     return check_mosaic_kernel(f"stream_matmul, {columns} x {size}", partial(stream_matmul, config=config), x, weight)
 
 
+def abstract_gated(mesh: Mesh, num_rows: int, columns: int, size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """What a gated product takes: x [T, D] and weight [2, F, D]."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+    shapes = (num_rows, size), (2, columns, size)
+    return tuple(jax.ShapeDtypeStruct(shape, "bfloat16", sharding=sharding) for shape in shapes)
+
+
 def check_gated(mesh: Mesh, columns: int, size: int) -> list[str]:
     """What is wrong with the Mosaic GPU kernel for gated products of a few rows."""
     config = gated_config(32, columns, size)
     assert config is not None
-    sharding = NamedSharding(mesh, PartitionSpec())
-    x = jax.ShapeDtypeStruct((32, size), "bfloat16", sharding=sharding)
-    weight = jax.ShapeDtypeStruct((2, columns, size), "bfloat16", sharding=sharding)
     where = f"stream_gated_matmul, {columns} x {size}"
-    return check_mosaic_kernel(where, partial(stream_gated_matmul, config=config), x, weight)
+    args = abstract_gated(mesh, 32, columns, size)
+    return check_mosaic_kernel(where, partial(stream_gated_matmul, config=config), *args)
 
 
 def check_gated_triton(mesh: Mesh, num_rows: int, columns: int, size: int) -> list[str]:
     """What is wrong with the Triton kernel for small gated products of a few rows."""
     config = gated_triton_config(num_rows, columns, size)
     assert config is not None
-    sharding = NamedSharding(mesh, PartitionSpec())
-    x = jax.ShapeDtypeStruct((num_rows, size), "bfloat16", sharding=sharding)
-    weight = jax.ShapeDtypeStruct((2, columns, size), "bfloat16", sharding=sharding)
     with recorded_kernels() as kernels:
-        jax.jit(partial(gated_matmul_triton, config=config)).trace(x, weight).lower()
+        jax.jit(partial(gated_matmul_triton, config=config)).trace(
+            *abstract_gated(mesh, num_rows, columns, size)
+        ).lower()
     (kernel,) = kernels
     where = f"{kernel.name}, {num_rows} rows, {columns} x {size}"
     return kernel.spills(where) + ([] if "cp.async" in kernel.ptx else [f"{where}: no cp.async"])
@@ -260,11 +264,9 @@ def check_tiled_gated(mesh: Mesh, num_rows: int, columns: int, size: int) -> lis
     """What is wrong with the Mosaic GPU kernel for gated products of many rows."""
     config = tiled_gated_config(num_rows, columns, size)
     assert config is not None
-    sharding = NamedSharding(mesh, PartitionSpec())
-    x = jax.ShapeDtypeStruct((num_rows, size), "bfloat16", sharding=sharding)
-    weight = jax.ShapeDtypeStruct((2, columns, size), "bfloat16", sharding=sharding)
     where = f"tiled_gated_matmul, {num_rows} rows, {columns} x {size}"
-    return check_mosaic_kernel(where, partial(tiled_gated_matmul, config=config), x, weight)
+    args = abstract_gated(mesh, num_rows, columns, size)
+    return check_mosaic_kernel(where, partial(tiled_gated_matmul, config=config), *args)
 
 
 def check_scores(mesh: Mesh, columns: int, size: int) -> list[str]:

@@ -18,12 +18,14 @@ from jax.typing import DTypeLike
 
 from pallas_kernels.platform import NUM_SMS
 from pallas_kernels.skinny_matmul.config import MAX_STREAM_ROWS, StreamConfig
-
-COLUMNS = 64  # of a 16-bit type, make the 128 bytes that shared memory is swizzled over
-NUM_COMPUTING = 2  # warpgroups
-# Registers of a thread. A program is launched with 168 for each of its 384 threads, and would wait forever if it asked
-# for more than that in all.
-COMPUTE_REGISTERS, FETCH_REGISTERS = 232, 40
+from pallas_kernels.skinny_matmul.ring import (
+    COLUMNS,
+    COMPUTE_REGISTERS,
+    FETCH_REGISTERS,
+    NUM_COMPUTING,
+    multiply_blocks,
+    num_steps,
+)
 
 
 class _Sizes(NamedTuple):
@@ -74,11 +76,6 @@ def _item(step: Any, sizes: _Sizes) -> _Item:
     return _Item(tile * 0, tile * sizes.tile_columns, part)
 
 
-def _num_steps(sizes: _Sizes) -> Any:
-    left = sizes.num_items - lax.axis_index("program")
-    return lax.div(left + sizes.num_programs - 1, sizes.num_programs)
-
-
 def _fetch(x: Any, weight: Any, x_ring: Any, w_ring: Any, full: Any, empty: Any, sizes: _Sizes) -> None:
     """The fetching warpgroup."""
     config = sizes.config
@@ -104,7 +101,7 @@ def _fetch(x: Any, weight: Any, x_ring: Any, w_ring: Any, full: Any, empty: Any,
         lax.fori_loop(0, sizes.blocks, fetch_block, None)
         return fetched + sizes.blocks
 
-    lax.fori_loop(0, _num_steps(sizes), fetch_item, jnp.int32(0))
+    lax.fori_loop(0, num_steps(sizes.num_items, sizes.num_programs), fetch_item, jnp.int32(0))
     # The ring is empty when all that was fetched is used.
     for slot in range(config.num_stages):
         plgpu.barrier_wait(empty.at[slot])
@@ -118,27 +115,21 @@ def _compute(x_ring: Any, w_ring: Any, finish: Any, full: Any, empty: Any, wg: A
     def compute_item(step: Any, done: Any) -> Any:
         item = _item(step, sizes)
 
-        def multiply(acc: Any) -> jax.Array:
-            def visit(block: Any, _: None) -> None:
-                slot = lax.rem(done + block, stages)
-                plgpu.barrier_wait(full.at[slot])
-                plgpu.wgmma(acc, x_ring.at[slot], w_ring.at[slot, wg_columns].T)
-                # The product of the block before is done, that of this one goes on.
-                plgpu.wgmma_wait(1)
-                last = lax.rem(done + block + stages - 1, stages)
-                pl.when(block > 0)(lambda: plgpu.barrier_arrive(empty.at[last]))
-
-            lax.fori_loop(0, sizes.blocks, visit, None)
-            plgpu.wgmma_wait(0)
-            plgpu.barrier_arrive(empty.at[lax.rem(done + sizes.blocks - 1, stages)])
-            return acc[...]
-
-        finish(item, pl.run_scoped(multiply, plgpu.ACC((MAX_STREAM_ROWS, sizes.wg_columns), jnp.float32)))
+        product = multiply_blocks(
+            (MAX_STREAM_ROWS, sizes.wg_columns),
+            lambda slot: (x_ring.at[slot], w_ring.at[slot, wg_columns].T),
+            full,
+            empty,
+            done=done,
+            num_blocks=sizes.blocks,
+            num_stages=stages,
+        )
+        finish(item, product)
         return done + sizes.blocks
 
     for slot in range(stages):
         plgpu.barrier_arrive(empty.at[slot])
-    lax.fori_loop(0, _num_steps(sizes), compute_item, jnp.int32(0))
+    lax.fori_loop(0, num_steps(sizes.num_items, sizes.num_programs), compute_item, jnp.int32(0))
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 

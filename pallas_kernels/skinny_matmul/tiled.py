@@ -18,15 +18,18 @@ from jax import lax
 
 from pallas_kernels.platform import NUM_SMS
 from pallas_kernels.skinny_matmul.config import TILE_ROWS, TiledConfig
+from pallas_kernels.skinny_matmul.ring import (
+    COLUMNS,
+    COMPUTE_REGISTERS,
+    FETCH_REGISTERS,
+    NUM_COMPUTING,
+    multiply_blocks,
+    num_steps,
+)
 
-BLOCK_D = 64  # of a 16-bit type, make the 128 bytes that shared memory is swizzled over
-NUM_COMPUTING = 2  # warpgroups
 WG_ROWS = TILE_ROWS // NUM_COMPUTING
 # Rows of tiles that programs walk over side by side.
 GROUP = 16
-# Registers of a thread. A program is launched with 168 for each of its 384 threads, and would wait forever if it asked
-# for more than that in all.
-COMPUTE_REGISTERS, FETCH_REGISTERS = 232, 40
 
 
 class _Sizes(NamedTuple):
@@ -64,11 +67,6 @@ def _tile(step: Any, sizes: _Sizes) -> tuple[Any, Any]:
     return row_tile * TILE_ROWS, lax.div(place, width) * sizes.config.tile_columns
 
 
-def _num_steps(sizes: _Sizes) -> Any:
-    left = sizes.num_tiles - lax.axis_index("program")
-    return lax.div(left + sizes.num_programs - 1, sizes.num_programs)
-
-
 def _fetch(x: Any, weight: Any, x_ring: Any, w_ring: Any, full: Any, empty: Any, sizes: _Sizes) -> None:
     """The fetching warpgroup."""
     stages, width = sizes.config.num_stages, sizes.config.tile_columns
@@ -78,7 +76,7 @@ def _fetch(x: Any, weight: Any, x_ring: Any, w_ring: Any, full: Any, empty: Any,
 
         def fetch_block(block: Any, _: None) -> None:
             slot = lax.rem(fetched + block, stages)
-            d = pl.ds(block * BLOCK_D, BLOCK_D)
+            d = pl.ds(block * COLUMNS, COLUMNS)
             plgpu.barrier_wait(empty.at[slot])
             # What lies past the last row or column arrives as zeros.
             plgpu.copy_gmem_to_smem(x.at[pl.ds(row, TILE_ROWS), d], x_ring.at[slot], full.at[slot])
@@ -89,7 +87,7 @@ def _fetch(x: Any, weight: Any, x_ring: Any, w_ring: Any, full: Any, empty: Any,
         lax.fori_loop(0, sizes.blocks, fetch_block, None)
         return fetched + sizes.blocks
 
-    lax.fori_loop(0, _num_steps(sizes), fetch_tile, jnp.int32(0))
+    lax.fori_loop(0, num_steps(sizes.num_tiles, sizes.num_programs), fetch_tile, jnp.int32(0))
     # The ring is empty when all that was fetched is used.
     for slot in range(stages):
         plgpu.barrier_wait(empty.at[slot])
@@ -103,22 +101,15 @@ def _compute(out: Any, x_ring: Any, w_ring: Any, out_smem: Any, full: Any, empty
     def compute_tile(step: Any, done: Any) -> Any:
         row, column = _tile(step, sizes)
 
-        def multiply(acc: Any) -> jax.Array:
-            def visit(block: Any, _: None) -> None:
-                slot = lax.rem(done + block, stages)
-                plgpu.barrier_wait(full.at[slot])
-                plgpu.wgmma(acc, x_ring.at[slot, rows], w_ring.at[slot].T)
-                # The product of the block before is done, that of this one goes on.
-                plgpu.wgmma_wait(1)
-                last = lax.rem(done + block + stages - 1, stages)
-                pl.when(block > 0)(lambda: plgpu.barrier_arrive(empty.at[last]))
-
-            lax.fori_loop(0, sizes.blocks, visit, None)
-            plgpu.wgmma_wait(0)
-            plgpu.barrier_arrive(empty.at[lax.rem(done + sizes.blocks - 1, stages)])
-            return acc[...]
-
-        products = pl.run_scoped(multiply, plgpu.ACC((WG_ROWS, 2 * width), jnp.float32))
+        products = multiply_blocks(
+            (WG_ROWS, 2 * width),
+            lambda slot: (x_ring.at[slot, rows], w_ring.at[slot].T),
+            full,
+            empty,
+            done=done,
+            num_blocks=sizes.blocks,
+            num_stages=stages,
+        )
         gate, up = products[:, :width], products[:, width:]
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         out_smem[wg] = (gate / (1 + jnp.exp(-gate)) * up).astype(out.dtype)
@@ -129,7 +120,7 @@ def _compute(out: Any, x_ring: Any, w_ring: Any, out_smem: Any, full: Any, empty
 
     for slot in range(stages):
         plgpu.barrier_arrive(empty.at[slot])
-    lax.fori_loop(0, _num_steps(sizes), compute_tile, jnp.int32(0))
+    lax.fori_loop(0, num_steps(sizes.num_tiles, sizes.num_programs), compute_tile, jnp.int32(0))
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
@@ -161,18 +152,18 @@ def tiled_gated_matmul(x: jax.Array, weight: jax.Array, config: TiledConfig, *, 
         ValueError: D is not a multiple of 64.
     """
     (num_rows, size), columns = x.shape, weight.shape[1]
-    if size % BLOCK_D:
-        raise ValueError(f"D must be a multiple of {BLOCK_D}, got {size}")
-    sizes = _Sizes(num_rows, columns, size // BLOCK_D, config)
+    if size % COLUMNS:
+        raise ValueError(f"D must be a multiple of {COLUMNS}, got {size}")
+    sizes = _Sizes(num_rows, columns, size // COLUMNS, config)
     width, stages = config.tile_columns, config.num_stages
-    tiled = (plgpu.TilingTransform((8, BLOCK_D)), plgpu.SwizzleTransform(128))
+    tiled = (plgpu.TilingTransform((8, COLUMNS)), plgpu.SwizzleTransform(128))
     call = plgpu.kernel(
         partial(_kernel, sizes=sizes),
         out_type=jax.ShapeDtypeStruct((num_rows, columns), x.dtype),
         scratch_types=(
-            plgpu.SMEM((stages, TILE_ROWS, BLOCK_D), x.dtype, transforms=tiled),
-            plgpu.SMEM((stages, 2 * width, BLOCK_D), x.dtype, transforms=tiled),
-            plgpu.SMEM((NUM_COMPUTING, WG_ROWS, width), x.dtype, transforms=tiled if width % BLOCK_D == 0 else ()),
+            plgpu.SMEM((stages, TILE_ROWS, COLUMNS), x.dtype, transforms=tiled),
+            plgpu.SMEM((stages, 2 * width, COLUMNS), x.dtype, transforms=tiled),
+            plgpu.SMEM((NUM_COMPUTING, WG_ROWS, width), x.dtype, transforms=tiled if width % COLUMNS == 0 else ()),
             plgpu.Barrier(num_arrivals=3, num_barriers=stages),
             plgpu.Barrier(num_arrivals=NUM_COMPUTING, num_barriers=stages),
         ),

@@ -38,8 +38,8 @@ from pallas_kernels.all_reduce.workspace import first_table
 from tests.pallas_kernels.interpreter import KernelCase, interpret_cases
 
 EPS = 1e-5
-# (ranks, a norm's kind)
-NORMS = ((2, "rms"), (2, "rms_rounded_last"), (2, "rms_plus_one"), (3, "rms"))
+KINDS = ("rms", "rms_rounded_last", "rms_plus_one")
+NORMS = (*((2, kind) for kind in KINDS), (3, "rms"))  # ranks, and a norm's kind
 ROWS = 4
 
 
@@ -108,7 +108,7 @@ def test_the_reference_sums_parts_and_devices(ranks: int, num_parts: int) -> Non
     summed = over_devices(lambda p: all_reduce(p, None, axis_name="tensor"), mesh, P("tensor"))(parts)
     for own in np.asarray(summed).reshape(ranks, ROWS, 64):
         np.testing.assert_allclose(own, parts.sum(0), atol=1e-5)
-    for kind in ("rms", "rms_rounded_last", "rms_plus_one"):
+    for kind in KINDS:
         reduce = partial(all_reduce_residual_norm, peers=None, axis_name="tensor", eps=EPS, kind=kind)
         results = over_devices(reduce, mesh, P(), P("tensor"), P())(args["x"], parts, args["weight"])
         for result, want in zip(results, expected(args, kind), strict=True):

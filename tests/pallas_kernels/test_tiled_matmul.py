@@ -12,7 +12,7 @@ INTERPRET = plgpu.InterpretGPUParams(detect_races=True)
 # (rows, columns of each matrix, summed axis, how it is cut)
 CASES = {
     "whole tiles": (256, 64, 192, TiledConfig(32, 2)),
-    "rows end inside a tile": (136, 32, 128, TiledConfig(32, 2)),
+    "rows end inside the second warpgroup's part": (200, 32, 128, TiledConfig(32, 2)),
     "rows end inside the first warpgroup's part": (140, 40, 64, TiledConfig(40, 2)),
     "columns end inside a tile, several tiles a program": (256, 136, 128, TiledConfig(32, 3)),
     "a last group of fewer rows of tiles": (384, 64, 64, TiledConfig(32, 2)),
