@@ -1,16 +1,13 @@
 """Telling what to change when a device's memory runs out at start."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import jax
+from contextlib import AbstractContextManager
 
 from jaxserve.config import EngineConfig
 from jaxserve.errors import ConfigError
+from jaxserve.runner.device_memory import out_of_memory_as
 
 
-@contextmanager
-def explained_out_of_memory(config: EngineConfig, doing: str, advice: str) -> Iterator[None]:
+def explained_out_of_memory(config: EngineConfig, doing: str, advice: str) -> AbstractContextManager[None]:
     """Turn XLA's error within the block into one that says what to change.
 
     Args:
@@ -21,13 +18,9 @@ def explained_out_of_memory(config: EngineConfig, doing: str, advice: str) -> It
     Raises:
         ConfigError: the memory ran out. Other errors pass.
     """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise ConfigError(
-            f"a device's memory ran out while {doing}; {advice}, raise gpu_memory_utilization (it is "
-            f"{config.gpu_memory_utilization}) or tensor_parallel_size (it is {config.tensor_parallel_size}), or end "
-            "other processes that hold the device's memory"
-        ) from error
+    message = (
+        f"a device's memory ran out while {doing}; {advice}, raise gpu_memory_utilization (it is "
+        f"{config.gpu_memory_utilization}) or tensor_parallel_size (it is {config.tensor_parallel_size}), or end "
+        "other processes that hold the device's memory"
+    )
+    return out_of_memory_as(ConfigError, message)

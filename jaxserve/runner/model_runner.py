@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from jaxserve.errors import DeviceLostError, DeviceMemoryError
 from jaxserve.progress import ProgressCallback, no_progress
 from jaxserve.runner.buckets import Bucket, Buckets, SamplerKind
 from jaxserve.runner.compile_ahead import BackgroundCompiler, compile_all
+from jaxserve.runner.device_memory import out_of_memory_as
 from jaxserve.runner.input_batch import InputBatch
 from jaxserve.runner.kv_pool import KVPoolSpec
 from jaxserve.runner.step_call import StepCall
@@ -26,6 +26,10 @@ _UPDATES_A_CALL = 1024
 _COPIES_A_CALL = 16
 # How long the end of a runner waits for a compilation under way.
 STOP_COMPILING_S = 3.0
+NO_ROOM_FOR_STEP = (
+    "a step found no room for its temporaries in a device's memory, and the engine cannot go on; give it less to hold "
+    "by num_pages or a lower max_num_batched_tokens, or end other processes that hold its memory"
+)
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ class ModelRunner:
         decode_only = num_tokens == len(plan.slots)
         bucket = self._pick_bucket(num_tokens, self._batch.sampler_kind(plan), decode_only=decode_only)
         plan = self._upload_surplus_pages(plan, bucket.num_page_updates)
-        with _explained_out_of_memory():
+        with out_of_memory_as(DeviceMemoryError, NO_ROOM_FOR_STEP):
             sampled = self._call(bucket, self._batch.pack(plan, bucket))
         sampled.copy_to_host_async()
         return DispatchedStep(sampled, len(plan.slots))
@@ -173,7 +177,7 @@ class ModelRunner:
             DeviceMemoryError: a device had no room for it.
         """
         # Where the device's errors show, which come after the call.
-        with _explained_out_of_memory():
+        with out_of_memory_as(DeviceMemoryError, NO_ROOM_FOR_STEP):
             sampled = np.asarray(handle.sampled)[: handle.num_seqs]
         self._take_back(handle.sampled)
         if (sampled < 0).any():
@@ -226,20 +230,6 @@ class ModelRunner:
         if surplus:
             plan.page_table_updates = plan.page_table_updates[:limit]
         return plan
-
-
-@contextmanager
-def _explained_out_of_memory() -> Iterator[None]:
-    """Turn XLA's error within the block into one that says what to change."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise DeviceMemoryError(
-            "a step found no room for its temporaries in a device's memory, and the engine cannot go on; give it less "
-            "to hold by num_pages or a lower max_num_batched_tokens, or end other processes that hold its memory"
-        ) from error
 
 
 def _columns(rows: Sequence[tuple[int, ...]], size: int, *, padding: int) -> Iterator[np.ndarray]:
