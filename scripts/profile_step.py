@@ -17,6 +17,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,21 @@ from jaxserve.request import Request, SamplingParams
 ROOT = Path(__file__).resolve().parent.parent
 LONG_GAP_US = 100.0
 MAX_HOST_CALLS = 30
+# A step's copies of its packed array follow each other, with at most so many kernels between them.
+KERNELS_BETWEEN_COPIES = 8
 
 
 def whole_steps(kernels: list[Kernel]) -> tuple[list[Kernel], int]:
     """The kernels of the whole steps in a record, and how many steps they are.
 
-    Each step begins with the copy of its packed array to the device. The first two, while the profiler starts, and the
-    last, cut off, are left out.
+    Each step begins with copies of what is in its packed array. The first two, while the profiler starts, and the last,
+    cut off, are left out.
 
     Raises:
         RuntimeError: no step is left.
     """
-    begins = [i for i, kernel in enumerate(kernels) if kernel.name == "MemcpyH2D"]
+    copies = [i for i, kernel in enumerate(kernels) if kernel.name.startswith("Memcpy")]
+    begins = copies[:1] + [b for a, b in pairwise(copies) if b - a > KERNELS_BETWEEN_COPIES]
     if len(begins) < 4:
         raise RuntimeError(f"{len(begins)} steps were recorded, and the first two and the last do not count")
     return kernels[begins[2] : begins[-1]], len(begins) - 3

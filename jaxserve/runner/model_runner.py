@@ -14,6 +14,7 @@ from jaxserve.progress import ProgressCallback, no_progress
 from jaxserve.runner.buckets import Bucket, Buckets, SamplerKind
 from jaxserve.runner.compile_ahead import BackgroundCompiler, compile_all
 from jaxserve.runner.device_memory import out_of_memory_as
+from jaxserve.runner.host_memory import HostArray, HostArrays, host_sharding, read
 from jaxserve.runner.input_batch import InputBatch
 from jaxserve.runner.kv_pool import KVPoolSpec
 from jaxserve.runner.step_call import StepCall
@@ -37,11 +38,13 @@ class DispatchedStep:
     """A step in flight.
 
     Attributes:
-        sampled: [max_num_seqs] int32, of which the first num_seqs are real.
+        sampled: [max_num_seqs] int32 in host memory, of which the first num_seqs are real.
+        packed: what the step reads.
         num_seqs: sequences in the step.
     """
 
     sampled: jax.Array
+    packed: HostArray
     num_seqs: int
 
 
@@ -91,10 +94,12 @@ class ModelRunner:
         self._state = DeviceState(
             *(jax.device_put(np.zeros(a.shape, a.dtype), self._replicated) for a in self._compiler.abstract_state)
         )
-        # Sampled tokens: those that are still to be read, by identity, and those that were. A step writes its own where
-        # those of an earlier one lay: new memory each time would move its temporaries about, and each command of its
-        # CUDA graph is bound to where these are.
-        self._unread: dict[int, jax.Array] = {}
+        self._on_host = host_sharding(mesh)
+        self._packed = HostArrays(self._on_host)
+        # Steps that were not collected, by their sampled tokens' identity, and tokens that were read: a step writes its
+        # own where those of an earlier one lay. New memory each time would be more for the host to do, and each command
+        # of a step's CUDA graph is bound to where its arrays are.
+        self._in_flight: dict[int, DispatchedStep] = {}
         self._used: list[jax.Array] = []
 
     @property
@@ -126,8 +131,7 @@ class ModelRunner:
             first, rest = first + rest, []
         # A new executable makes XLA forget its CUDA graphs, and a first run is not captured: hence two, after all.
         for bucket in first * 2:
-            self._take_back(self._call(bucket, self._batch.pack(StepPlan(step_id=0), bucket)))
-        jax.block_until_ready(self._state)
+            self.collect(self._call(bucket, StepPlan(step_id=0)))
         if rest:
             self._background = BackgroundCompiler(sorted(rest), self._compile, lambda: self._last_dispatch)
 
@@ -165,9 +169,7 @@ class ModelRunner:
         bucket = self._pick_bucket(num_tokens, self._batch.sampler_kind(plan), decode_only=decode_only)
         plan = self._upload_surplus_pages(plan, bucket.num_page_updates)
         with out_of_memory_as(DeviceMemoryError, NO_ROOM_FOR_STEP):
-            sampled = self._call(bucket, self._batch.pack(plan, bucket))
-        sampled.copy_to_host_async()
-        return DispatchedStep(sampled, len(plan.slots))
+            return self._call(bucket, plan)
 
     def collect(self, handle: DispatchedStep) -> list[int]:
         """Wait for a step; the sampled token of each of its sequences.
@@ -178,11 +180,10 @@ class ModelRunner:
         """
         # Where the device's errors show, which come after the call.
         with out_of_memory_as(DeviceMemoryError, NO_ROOM_FOR_STEP):
-            sampled = np.asarray(handle.sampled)[: handle.num_seqs]
-        self._take_back(handle.sampled)
-        if (sampled < 0).any():
+            tokens: list[int] = read(handle.sampled)[: handle.num_seqs].tolist()
+        self._take_back(handle)
+        if any(token < 0 for token in tokens):
             raise DeviceLostError("a GPU waited in vain for another; the engine cannot go on")
-        tokens: list[int] = sampled.tolist()
         return tokens
 
     def _pick_bucket(self, num_tokens: int, kind: SamplerKind, *, decode_only: bool) -> Bucket:
@@ -200,20 +201,22 @@ class ModelRunner:
     def _compile(self, bucket: Bucket) -> StepCall:
         return StepCall(self._compiler.load(bucket), self._weights, self._compiler.results)
 
-    def _call(self, bucket: Bucket, packed: np.ndarray) -> jax.Array:
+    def _call(self, bucket: Bucket, plan: StepPlan) -> DispatchedStep:
         if bucket not in self._steps:
             self._steps[bucket] = self._compile(bucket)
-        # The same as device_put, in a third of its time.
-        on_device = jax.make_array_from_callback(packed.shape, self._replicated, lambda _: packed)
-        used = self._used.pop() if self._used else jax.device_put(np.zeros(self._num_slots, np.int32), self._replicated)
-        self._kv_pages, self._state, sampled = self._steps[bucket](self.allocate(), self._state, on_device, used)
-        self._unread[id(sampled)] = sampled
-        return sampled
+        packed = self._packed.take(self._batch.pack(plan, bucket))
+        used = self._used.pop() if self._used else HostArray.zeros(self._num_slots, self._on_host).array
+        result = self._steps[bucket](self.allocate(), self._state, packed.array, used)
+        self._kv_pages, self._state, sampled = result
+        handle = DispatchedStep(sampled, packed, len(plan.slots))
+        self._in_flight[id(sampled)] = handle
+        return handle
 
-    def _take_back(self, sampled: jax.Array) -> None:
-        """Sampled tokens that nobody will read any more."""
-        if self._unread.pop(id(sampled), None) is not None:
-            self._used.append(sampled)
+    def _take_back(self, handle: DispatchedStep) -> None:
+        """What a step that has ended read and wrote, for another one; nobody will look at its tokens any more."""
+        if self._in_flight.pop(id(handle.sampled), None) is not None:
+            self._used.append(handle.sampled)
+            self._packed.give_back(handle.packed)
 
     def _copy_pages(self, copies: list[tuple[int, int]]) -> None:
         for sources, targets in _columns(copies, _COPIES_A_CALL, padding=self._num_pages):

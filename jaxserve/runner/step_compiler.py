@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxserve.runner.buckets import Bucket
+from jaxserve.runner.host_memory import host_sharding
 from jaxserve.runner.kv_pool import KVPoolSpec
 from jaxserve.runner.packing import packed_layout
 from jaxserve.runner.step_cache import StepCache, StoredStep, environment
@@ -70,6 +71,8 @@ class StepCompiler:
         self._pool = pool
         self._kv_pages = pool.abstract(mesh)
         self._replicated = NamedSharding(mesh, PartitionSpec())
+        self._on_host = host_sharding(mesh)
+        self._tokens = jax.ShapeDtypeStruct((max_num_seqs,), jnp.int32, sharding=self._on_host)
         self.abstract_state = _tree(
             jax.ShapeDtypeStruct((max_num_seqs,), jnp.int32, sharding=self._replicated),
             jax.ShapeDtypeStruct((max_num_seqs, max_pages), jnp.int32, sharding=self._replicated),
@@ -96,7 +99,7 @@ class StepCompiler:
     @property
     def results(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """What a step returns, flat, by shape and sharding."""
-        return (self._kv_pages, *self.abstract_state, self.abstract_state.last_tokens)  # type: ignore[return-value]
+        return (self._kv_pages, *self.abstract_state, self._tokens)  # type: ignore[return-value]
 
     def load(self, bucket: Bucket) -> StepExecutable:
         """The executable of one bucket, from the cache or compiled and kept there. Thread-safe."""
@@ -134,11 +137,11 @@ class StepCompiler:
     def compile(self, bucket: Bucket) -> jax.stages.Compiled:
         """The executable of one bucket. Thread-safe."""
         step = partial(run_step, self._model, bucket, self._pool.page_size)
-        shardings = (self._kv_pages.sharding, _tree(self._replicated, self._replicated), self._replicated)
-        packed = jax.ShapeDtypeStruct((packed_layout(bucket).size,), jnp.int32, sharding=self._replicated)
+        shardings = (self._kv_pages.sharding, _tree(self._replicated, self._replicated), self._on_host)
+        packed = jax.ShapeDtypeStruct((packed_layout(bucket).size,), jnp.int32, sharding=self._on_host)
         started = time.monotonic()
         lowered = jax.jit(step, donate_argnums=(1, 2, 4), out_shardings=shardings).lower(
-            self._weights, self._kv_pages, self.abstract_state, packed, self.abstract_state.last_tokens
+            self._weights, self._kv_pages, self.abstract_state, packed, self._tokens
         )
         traced = time.monotonic()
         compiled = lowered.compile(compiler_options=self._compiler_options(bucket) or None)

@@ -89,15 +89,15 @@ def run_step(
         weights: the model's arrays. Kept.
         kv_pages: [L * P, 2, page_size, K, H], the pool. Donated.
         state: donated.
-        packed: int32, `packed_layout(bucket)`.
-        used: [max_num_seqs] int32, tokens of a step that were read and nobody will read any more. Donated: the sampled
-            tokens take its place.
+        packed: int32, `packed_layout(bucket)`, in host memory.
+        used: [max_num_seqs] int32 in host memory, tokens of a step that were read and nobody will read any more.
+            Donated: the sampled tokens take its place.
 
     Returns:
-        The pool, the state, and the sampled tokens [max_num_seqs] int32, those of the step's sequences first: -1 if a
-        device waited in vain for another.
+        The pool, the state, and the sampled tokens [max_num_seqs] int32 in host memory, those of the step's sequences
+        first: -1 if a device waited in vain for another.
     """
-    fields = packed_layout(bucket).unpack(packed)
+    fields = packed_layout(bucket).unpack(jax.device_put(packed, jax.memory.Space.Device))
     slots = fields["slots"]
     page_table = update_page_table(state.page_table, *fields["page_updates"].T)
     num_slots = state.last_tokens.shape[0]
@@ -118,7 +118,8 @@ def run_step(
         sampled = module.greedy_tokens(hidden)
     # A chunk that does not reach its prompt's end leaves a token nobody reads, until the last chunk writes over it.
     last_tokens = state.last_tokens.at[slots].set(sampled, mode="drop")
-    return kv_pages, DeviceState(last_tokens, page_table), _put_first(used, sampled)
+    result = _put_first(jax.device_put(used, jax.memory.Space.Device), sampled)
+    return kv_pages, DeviceState(last_tokens, page_table), result
 
 
 def _put_first(used: jax.Array, sampled: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from jaxserve.errors import DeviceLostError, DeviceMemoryError
 from jaxserve.request import SamplingParams
 from jaxserve.runner import buckets, model_runner
 from jaxserve.runner.buckets import SamplerKind
+from jaxserve.runner.host_memory import HostArray
 from jaxserve.runner.model_runner import DispatchedStep, ModelRunner
 from jaxserve.runner.step_function import copy_pages
 from tests.support.recorded_models import Recording
@@ -47,28 +48,36 @@ def test_tokens_are_fed_back_on_the_device_without_being_collected(runner: Model
     assert [runner.collect(handle)[0] for handle in handles] == SHORT_GREEDY
 
 
-def test_what_a_step_keeps_stays_where_it_is_and_sampled_tokens_take_turns(runner: ModelRunner) -> None:
+def test_what_a_step_keeps_stays_where_it_is_and_what_it_reads_and_writes_takes_turns(runner: ModelRunner) -> None:
     """A CUDA graph is bound to addresses, and updating all of it takes the host a millisecond."""
-    tokens, handles, seen = [], [], set()
+    tokens, handles, kept, read, written = [], [], set(), set(), set()
     for step in range(12):
         entry = Entry(2, 0, SHORT, pages(5, 30), GREEDY) if step == 0 else Entry(2, len(SHORT) + step - 1)
-        handles.append(runner.dispatch(plan(step, entry)))
-        seen.add(tuple(array.unsafe_buffer_pointer() for array in (runner.allocate(), *runner._state)))
+        handle = runner.dispatch(plan(step, entry))
+        handles.append(handle)
+        kept.add(tuple(array.unsafe_buffer_pointer() for array in (runner.allocate(), *runner._state)))
+        read.add((handle.packed.array.size, handle.packed.array.unsafe_buffer_pointer()))
+        written.add(handle.sampled.unsafe_buffer_pointer())
         if step > 0:
             # As in the engine, a step is in flight when the next is started.
             tokens += runner.collect(handles[step - 1])
-    assert len(seen) == 1
-    # Those that were collected make room for what is sampled next. (Not looked at is where they lie: a CPU reads them
-    # in place, so that they cannot be written over.)
-    assert len(runner._unread) + len(runner._used) <= 3
     assert tokens == SHORT_GREEDY[:11]
+    assert len(kept) == 1
+    # The prompt's, and of the decoding steps in turn. The first ones' tokens lie where NumPy's zeros did.
+    assert len(read) == 3
+    assert len(written) <= 4
+    assert len(runner._in_flight) == 1
+
+
+def step_that_gave(tokens: Any, num_seqs: int) -> DispatchedStep:
+    return DispatchedStep(tokens, HostArray(tokens, ()), num_seqs)
 
 
 def test_a_step_in_which_a_device_waited_in_vain_raises(runner: ModelRunner) -> None:
-    step = DispatchedStep(jnp.array([5, -1, 0], jnp.int32), 2)
+    tokens = jnp.array([5, -1, 0], jnp.int32)
     with pytest.raises(DeviceLostError, match="waited in vain"):
-        runner.collect(step)
-    assert runner.collect(DispatchedStep(step.sampled, 1)) == [5]
+        runner.collect(step_that_gave(tokens, 2))
+    assert runner.collect(step_that_gave(tokens, 1)) == [5]
 
 
 class Failed:
@@ -77,18 +86,18 @@ class Failed:
     def __init__(self, message: str) -> None:
         self._message = message
 
-    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+    def block_until_ready(self) -> jax.Array:
         raise jax.errors.JaxRuntimeError(self._message)
 
 
 def test_a_step_without_room_on_the_device_says_what_to_change(runner: ModelRunner) -> None:
-    failed: Any = Failed("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1.69GiB")
+    failed = Failed("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1.69GiB")
     with pytest.raises(DeviceMemoryError, match="num_pages or a lower max_num_batched_tokens") as caught:
-        runner.collect(DispatchedStep(failed, 1))
+        runner.collect(step_that_gave(failed, 1))
     assert "1.69GiB" in str(caught.value.__cause__)
-    other: Any = Failed("INTERNAL: an illegal memory access was encountered")
+    other = Failed("INTERNAL: an illegal memory access was encountered")
     with pytest.raises(jax.errors.JaxRuntimeError, match="illegal memory access"):
-        runner.collect(DispatchedStep(other, 1))
+        runner.collect(step_that_gave(other, 1))
 
 
 def test_each_slot_feeds_back_its_own_token(runner: ModelRunner) -> None:
