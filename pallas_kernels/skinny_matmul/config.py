@@ -18,7 +18,8 @@ MIN_STAGES = 4  # with fewer, wide blocks are not worth their width
 NARROW_BLOCKS = 0.965  # what a gated product in narrow ones reaches of its speed in wide ones
 # Up to so many rows Triton's kernel is faster than Mosaic GPU's where it cuts the summed axis.
 FEW_ROWS = 16
-NARROW_COLUMNS = 5000  # with fewer, programs are too few for the card, and Triton's kernel cuts the summed axis
+# With fewer, programs are too few for the card, and Triton's kernel cuts the summed axis in two, or in four.
+NARROW_COLUMNS, VERY_NARROW_COLUMNS = 5000, 2048
 # With more columns, some programs have a second tile when others have none. XLA's products are as fast then.
 MAX_STREAM_COLUMNS = NUM_SMS * MAX_BLOCK_N
 # Products of fewer weights than this, and gated ones of fewer in both matrices, are Triton's up to MAX_TRITON_ROWS: the
@@ -93,9 +94,11 @@ def skinny_config(num_rows: int, columns: int, size: int) -> SkinnyConfig | None
         return None
     narrow = columns < NARROW_COLUMNS
     if num_rows > 16:
-        candidates = [SkinnyConfig(64, 128, 2, 4, 4)] if narrow else [SkinnyConfig(16, 256, 2, 4)]
+        candidates = [SkinnyConfig(16, 256, 2, 4)]
     elif narrow and size > 8192:
         candidates = [SkinnyConfig(32, 128, 2, 6, 2)]
+    elif columns < VERY_NARROW_COLUMNS:
+        candidates = [SkinnyConfig(64, 128, 4, 5, 4)]
     else:
         candidates = [SkinnyConfig(64, 128, 4, 5, 2)] if narrow else [SkinnyConfig(32, 256, 4, 4)]
     return next((c for c in candidates if size % (c.parts * c.block_d) == 0), None)
