@@ -3,7 +3,8 @@
 jax_triton hands XLA a call to a function that launches the kernel. XLA asks that function before each run whether it is
 ready, which it finds out by hashing the kernel's whole text, and in a CUDA graph the call is a graph within the graph.
 In a step of some hundred kernels that is most of the time the host spends. XLA also takes the text of a kernel itself
-(`__gpu$xla.gpu.ptx`) and then treats it as it does those that it made: a node of the graph, loaded once.
+(`__gpu$xla.gpu.ptx`) and then treats it as it does those that it made: a node of the graph, loaded once. And it takes
+Triton's intermediate code, to compile it itself (`triton_ir`).
 """
 
 import ctypes
@@ -11,17 +12,21 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 import triton
 from jax.interpreters import mlir
 from jax_triton import triton_call as _jax_triton_call  # type: ignore[import-not-found, import-untyped, unused-ignore]
 from jax_triton import triton_lib
 
+from pallas_kernels import platform
+from pallas_kernels.triton_ir import as_xla_reads_it, intermediate_code
+
 # Marks the calls of this project among all that jax_triton lowers.
 _OURS = b"jaxserve"
-_TARGET = "__gpu$xla.gpu.ptx"
+_PTX_TARGET, _IR_TARGET = "__gpu$xla.gpu.ptx", "__gpu$xla.gpu.triton"
 # The CUDA version that the PTX version of `platform` came with: 12.8, as drivers tell it.
 _CUDA_VERSION = 12080
 
@@ -46,6 +51,8 @@ class _Kernel(NamedTuple):
 
 
 _kernels: dict[Any, _Kernel] = {}
+# The entry point's name and the text, by the same keys.
+_intermediate: dict[Any, tuple[str, str]] = {}
 
 
 def triton_call(*args: Any, **settings: Any) -> Any:
@@ -75,22 +82,49 @@ def driver_reads_ptx() -> bool:
     return cuda_version.value >= _CUDA_VERSION
 
 
+def launched_by() -> Literal["jax_triton", "ptx", "ir"]:
+    """How kernels of nothing but arrays reach the GPU, on which it depends what is compiled.
+
+    Returns:
+        "ir": by XLA from Triton's intermediate code. "ptx": by XLA from their text. "jax_triton": by jax_triton, if the
+        driver is too old to assemble that; jax_triton brings its own assembler.
+    """
+    if platform.TRITON_BY_XLA:
+        return "ir"
+    return "ptx" if driver_reads_ptx() else "jax_triton"
+
+
 def _lower(ctx: mlir.LoweringRuleContext, *arrays: Any, **params: Any) -> Sequence[Any]:
-    """In place of jax_triton's rule, which gets what is not of this project or takes more than arrays. And everything,
-    if the driver is too old to assemble it: jax_triton brings its own assembler."""
-    leaves = _leaves(ctx, params) if driver_reads_ptx() else None
+    """In place of jax_triton's rule, which gets what is not of this project or takes more than arrays."""
+    way = launched_by()
+    leaves = None if way == "jax_triton" else _leaves(ctx, params)
     aliases = dict(params["input_output_aliases"])
-    kernel = None if leaves is None else _compiled(ctx, leaves, params, num_aliases=len(aliases))
-    if leaves is None or kernel is None:
+    found = None
+    if leaves is not None:
+        found = (_as_ir if way == "ir" else _as_ptx)(ctx, leaves, params, num_aliases=len(aliases))
+    if found is None:
         lowered: Sequence[Any] = triton_lib.triton_kernel_call_lowering(
             triton_lib.make_cuda_target, ctx, *arrays, **params
         )
         return lowered
-    num_args = len(leaves)
+    target, attributes = found
+    rule = jax.ffi.ffi_lowering(
+        target, api_version=4, operand_output_aliases=aliases, has_side_effect=params["has_side_effect"]
+    )
+    results: Sequence[Any] = rule(ctx, *arrays, **attributes)
+    return results
+
+
+def _as_ptx(
+    ctx: mlir.LoweringRuleContext, leaves: Sequence[Any], params: Mapping[str, Any], *, num_aliases: int
+) -> tuple[str, dict[str, Any]] | None:
+    """The custom call's target and attributes for a kernel that Triton compiles; None if it needs scratch memory."""
+    kernel = _compiled(ctx, leaves, params, num_aliases=num_aliases)
+    if kernel is None:
+        return None
     # Results that take an argument's place come after all others, and so does their parameter.
     outputs = [i for i, leaf in enumerate(leaves) if isinstance(leaf, triton_lib._OutputPlaceholder)]
-    outputs += range(num_args, num_args + len(aliases))
-    grid = triton_lib.normalize_grid(params["grid"], params["metaparams"])
+    outputs += range(len(leaves), len(leaves) + num_aliases)
     attributes: dict[str, Any] = {
         "name": kernel.name,
         "kernel_type": "ptx",
@@ -98,14 +132,39 @@ def _lower(ctx: mlir.LoweringRuleContext, *arrays: Any, **params: Any) -> Sequen
         "shared_mem_bytes": kernel.shared_bytes,
         "output_indices": outputs,
     }
+    grid = triton_lib.normalize_grid(params["grid"], params["metaparams"])
     threads = (32 * params["backend_options"]["num_warps"], 1, 1)
     for axis, programs, size in zip("xyz", grid, threads, strict=True):
         attributes |= {f"grid_{axis}": programs, f"block_{axis}": size}
-    rule = jax.ffi.ffi_lowering(
-        _TARGET, api_version=4, operand_output_aliases=aliases, has_side_effect=params["has_side_effect"]
-    )
-    results: Sequence[Any] = rule(ctx, *arrays, **attributes)
-    return results
+    return _PTX_TARGET, attributes
+
+
+def _as_ir(
+    ctx: mlir.LoweringRuleContext, leaves: Sequence[Any], params: Mapping[str, Any], *, num_aliases: int
+) -> tuple[str, dict[str, Any]] | None:
+    """The custom call's target and attributes for a kernel that XLA compiles.
+
+    Raises:
+        ValueError: a result is not among the kernel's last arguments: XLA passes results after arguments.
+    """
+    are_results = [isinstance(leaf, triton_lib._OutputPlaceholder) for leaf in leaves]
+    if are_results != sorted(are_results):
+        raise ValueError(f"{params['fn']}: results must be the last arguments of a kernel")
+    function, spec, target, backend, key = _specialized(ctx, leaves, params)
+    options = params["backend_options"]
+    if (key, num_aliases) not in _intermediate:
+        text = intermediate_code(function.fn, spec, target, backend, options)
+        _intermediate[key, num_aliases] = as_xla_reads_it(text, num_aliases)
+    name, text = _intermediate[key, num_aliases]
+    attributes: dict[str, Any] = {
+        "name": name,
+        "ir": text,
+        "num_warps": np.int32(options["num_warps"]),
+        "num_stages": np.int32(options["num_stages"]),
+        "debug": False,
+    }
+    grid = triton_lib.normalize_grid(params["grid"], params["metaparams"])
+    return _IR_TARGET, attributes | {f"grid_{axis}": np.int32(n) for axis, n in zip("xyz", grid, strict=True)}
 
 
 def _leaves(ctx: mlir.LoweringRuleContext, params: Mapping[str, Any]) -> list[Any] | None:
@@ -124,10 +183,11 @@ def _leaves(ctx: mlir.LoweringRuleContext, params: Mapping[str, Any]) -> list[An
     return leaves if placed == list(range(len(ctx.avals_out))) else None
 
 
-def _compiled(
-    ctx: mlir.LoweringRuleContext, leaves: Sequence[Any], params: Mapping[str, Any], *, num_aliases: int
-) -> _Kernel | None:
-    """The kernel for arrays of these dtypes, compiled once; None if it needs scratch memory: XLA gives none."""
+def _specialized(
+    ctx: mlir.LoweringRuleContext, leaves: Sequence[Any], params: Mapping[str, Any]
+) -> tuple[Any, Any, Any, Any, Any]:
+    """jax_triton's function and specialization of a kernel for arrays of these dtypes, Triton's target and backend, and
+    what tells it from others."""
     function, options = triton_lib.TritonFunction(params["fn"]), params["backend_options"]
     target = triton_lib.make_cuda_target(params["compute_capability"], options["num_ctas"])
     backend = triton.compiler.make_backend(target)
@@ -141,14 +201,21 @@ def _compiled(
         params["metaparams"],
         backend,
     )
-    key = (function._make_cache_key(spec, target, options), num_aliases)
-    if key not in _kernels:
-        *_, result = function._compile_kernel(spec, target, backend, options)
+    return function, spec, target, backend, function._make_cache_key(spec, target, options)
+
+
+def _compiled(
+    ctx: mlir.LoweringRuleContext, leaves: Sequence[Any], params: Mapping[str, Any], *, num_aliases: int
+) -> _Kernel | None:
+    """The kernel for arrays of these dtypes, compiled once; None if it needs scratch memory: XLA gives none."""
+    function, spec, target, backend, key = _specialized(ctx, leaves, params)
+    if (key, num_aliases) not in _kernels:
+        *_, result = function._compile_kernel(spec, target, backend, params["backend_options"])
         if result.global_scratch_size:
             return None
-        ptx = with_parameters(result.binary, result.name, len(arrays), num_aliases)
-        _kernels[key] = _Kernel(result.name, ptx, result.shared_mem_bytes)
-    return _kernels[key]
+        ptx = with_parameters(result.binary, result.name, len(leaves), num_aliases)
+        _kernels[key, num_aliases] = _Kernel(result.name, ptx, result.shared_mem_bytes)
+    return _kernels[key, num_aliases]
 
 
 def with_parameters(ptx: str, name: str, num_arrays: int, num_more: int) -> str:

@@ -324,7 +324,7 @@ class AbstractModel:
 
 def kernel_calls(text: str) -> list[str]:
     """The lines of a step's HLO that call kernels of this project."""
-    targets = r'custom_call_target="(__gpu\$xla\.gpu\.ptx|triton_kernel_call_ffi|mosaic_gpu_v2)"'
+    targets = r'custom_call_target="(__gpu\$xla\.gpu\.(ptx|triton)|triton_kernel_call_ffi|mosaic_gpu_v2)"'
     return [line for line in text.splitlines() if re.search(targets, line)]
 
 

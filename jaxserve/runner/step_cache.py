@@ -119,7 +119,7 @@ def environment(mesh: Mesh) -> list[str]:
     devices = list(mesh.devices.flat)
     client = devices[0].client
     # First: importing kernels sets variables.
-    launched_by_xla = client.platform != "cpu" and targets.register()
+    launched_by = "" if client.platform == "cpu" else targets.register()
     switches = {
         name: getattr(jax.config, name)
         for name in ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl")
@@ -130,7 +130,7 @@ def environment(mesh: Mesh) -> list[str]:
         f"platform {client.platform} {client.platform_version}",
         f"devices {[(device.id, device.device_kind) for device in devices]} {mesh.axis_names}",
         f"variables {sorted(_variables())}",
-        f"switches {switches} {norm.SPLIT_STREAM_ROWS} {launched_by_xla}",
+        f"switches {switches} {norm.SPLIT_STREAM_ROWS} {launched_by}",
     ]
 
 

@@ -5,9 +5,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import platform
 from pallas_kernels.platform import Implementation, is_hopper, pick_implementation, triton_can_run
 from pallas_kernels.residual_norm.reference import sum_parts
 from pallas_kernels.skinny_matmul.config import (
+    FEW_ROWS,
     gated_config,
     gated_triton_config,
     scores_config,
@@ -55,8 +57,10 @@ def skinny_matmul(
             f"x must be [T, D] and weight [N, D] of one dtype; got {x.dtype}{x.shape} and {weight.dtype}{weight.shape}"
         )
     stream = stream_config(x.shape[0], *weight.shape, one_part=one_part)
+    config = skinny_config(x.shape[0], *weight.shape)
     takes_16_bits = x.dtype in (jnp.bfloat16, jnp.float16)
-    if implementation is None and stream and takes_16_bits and _picks_mosaic():
+    leaves_triton = config is None or not _prefers_triton(x.shape[0])
+    if implementation is None and stream and takes_16_bits and leaves_triton and _picks_mosaic():
         implementation = "mosaic_gpu"
     if implementation == "mosaic_gpu":
         if stream is None or not takes_16_bits:
@@ -67,7 +71,6 @@ def skinny_matmul(
         from pallas_kernels.skinny_matmul.mosaic_gpu import stream_matmul
 
         return stream_matmul(x, weight, stream)
-    config = skinny_config(x.shape[0], *weight.shape)
     takes_triton = SKINNY_BY_DEFAULT and config is not None and takes_16_bits
     if pick_implementation(implementation, takes_triton=takes_triton) == "reference":
         return skinny_matmul_reference(x, weight)
@@ -105,7 +108,8 @@ def gated_matmul(x: jax.Array, weight: jax.Array, *, implementation: SkinnyImple
     sizes = (x.shape[0], *weight.shape[1:])
     if x.dtype in (jnp.bfloat16, jnp.float16) and (implementation is not None or _picks_mosaic()):
         # Each is loaded only here: none is needed where the reference runs.
-        if implementation != "mosaic_gpu" and (config := gated_triton_config(*sizes)) is not None:
+        config = gated_triton_config(*sizes, any_size=_prefers_triton(x.shape[0]))
+        if implementation != "mosaic_gpu" and config is not None:
             from pallas_kernels.skinny_matmul.triton import gated_matmul_triton
 
             return gated_matmul_triton(x, weight, config)
@@ -161,3 +165,9 @@ def scores_matmul(
 
 def _picks_mosaic() -> bool:
     return SKINNY_BY_DEFAULT and triton_can_run() and is_hopper()
+
+
+def _prefers_triton(num_rows: int) -> bool:
+    """Whether products of so few rows are better not Mosaic GPU's, which XLA cannot begin early as it can what it
+    compiled."""
+    return platform.TRITON_BY_XLA and num_rows <= FEW_ROWS

@@ -148,18 +148,20 @@ def gated_config(num_rows: int, columns: int, size: int) -> StreamConfig | None:
     return None if num_rows <= FEW_ROWS and config.block_d < WIDE_BLOCK else config
 
 
-def gated_triton_config(num_rows: int, columns: int, size: int) -> SkinnyConfig | None:
+def gated_triton_config(num_rows: int, columns: int, size: int, *, any_size: bool = False) -> SkinnyConfig | None:
     """How the Triton kernel computes a gated product of [T, D] with [2, F, D]; None where it does not pay or fit.
 
     Args:
         num_rows: T.
         columns: F.
         size: D.
+        any_size: also of more weights than are better left to the Mosaic GPU kernel.
     """
     config = SkinnyConfig(32, 256, 4, 3) if num_rows <= FEW_ROWS else SkinnyConfig(32, 128, 4, 6)
     if num_rows > MAX_TRITON_ROWS or size % config.block_d:
         return None
-    return config if MIN_WEIGHTS <= 2 * columns * size < MIN_MOSAIC_GATED_WEIGHTS else None
+    weights = 2 * columns * size
+    return config if MIN_WEIGHTS <= weights and (any_size or weights < MIN_MOSAIC_GATED_WEIGHTS) else None
 
 
 def tiled_gated_config(num_rows: int, columns: int, size: int) -> TiledConfig | None:

@@ -8,9 +8,9 @@ import pytest
 SCRIPT = """
 import sys
 from pallas_kernels import targets
-launched_by_xla = targets.register()
-from pallas_kernels.triton_call import driver_reads_ptx
-assert launched_by_xla == driver_reads_ptx()
+way = targets.register()
+from pallas_kernels.triton_call import launched_by
+assert way == launched_by() != ""
 assert "jax.experimental.mosaic.gpu" in sys.modules and "jax_triton" in sys.modules
 """
 
