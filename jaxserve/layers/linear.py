@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from jaxserve.layers.parameter import abstract_param
+from jaxserve.layers.split_weight import SplitWeight
 from jaxserve.sharding import TENSOR_AXIS, tensor_parallel_size
 from pallas_kernels.residual_norm.reference import sum_parts
 from pallas_kernels.skinny_matmul import gated_matmul, skinny_matmul
@@ -128,6 +129,11 @@ class QKVProjection(nnx.Module):
         self.weight = abstract_param(mesh, (*shape, hidden_size), (*axes, "embed"), dtype)
         self.bias = abstract_param(mesh, shape, axes, dtype) if bias else None
         self.mesh = mesh
+
+    @property
+    def first_weight(self) -> SplitWeight:
+        """What the input is multiplied by."""
+        return SplitWeight(self.weight[...], split_axis=0)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[T, D] to queries [T, K, G, H], keys [T, K, H] and values [T, K, H]."""

@@ -22,6 +22,7 @@ row.
 import triton
 import triton.language as tl
 
+from pallas_kernels.fetch_ahead.kernels import fetch_rows
 from pallas_kernels.residual_norm.kernels import scale_normed
 
 # $0 is a result that nobody reads. The 16 bytes of a line are written, and read, as two halves with a flag each.
@@ -388,7 +389,7 @@ def all_reduce_kernel(
 
 
 @triton.jit
-def all_reduce_residual_norm_kernel(
+def _sum_and_norm_row(
     x,
     parts,
     weight,
@@ -412,8 +413,6 @@ def all_reduce_residual_norm_kernel(
     ROW_LINES: tl.constexpr,
     POLLS: tl.constexpr,
 ):
-    """As `all_reduce_kernel`; the sum is added to x, to x_out, and the norm of that goes to normed_out. The norm's
-    weight is row weight_row [1] of weight [N, D]."""
     dtype: tl.constexpr = x_out.dtype.element_ty
     V: tl.constexpr = 64 // dtype.primitive_bitwidth
     row = tl.program_id(0).to(tl.int64)
@@ -460,6 +459,120 @@ def all_reduce_residual_norm_kernel(
         tl.store(
             normed_out + row * D + d, scale_normed(stream.to(tl.float32) * inverse, scale, dtype, KIND), mask=d < D
         )
+
+
+@triton.jit
+def all_reduce_residual_norm_kernel(
+    x,
+    parts,
+    weight,
+    weight_row,
+    table,
+    x_out,
+    normed_out,
+    eps: tl.constexpr,
+    KIND: tl.constexpr,
+    TWO_SHOT: tl.constexpr,
+    D: tl.constexpr,
+    PARTS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    LINES: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    N: tl.constexpr,
+    COUNTERS: tl.constexpr,
+    INBOX: tl.constexpr,
+    MAX_ROWS: tl.constexpr,
+    ROW_LINES: tl.constexpr,
+    POLLS: tl.constexpr,
+):
+    """As `all_reduce_kernel`; the sum is added to x, to x_out, and the norm of that goes to normed_out. The norm's
+    weight is row weight_row [1] of weight [N, D]."""
+    _sum_and_norm_row(
+        x,
+        parts,
+        weight,
+        weight_row,
+        table,
+        x_out,
+        normed_out,
+        eps,
+        KIND,
+        TWO_SHOT,
+        D,
+        PARTS,
+        STRIDE,
+        LINES,
+        CHUNKS,
+        TOGETHER,
+        N,
+        COUNTERS,
+        INBOX,
+        MAX_ROWS,
+        ROW_LINES,
+        POLLS,
+    )
+
+
+@triton.jit
+def all_reduce_residual_norm_fetching_kernel(
+    x,
+    parts,
+    weight,
+    weight_row,
+    table,
+    ahead,
+    x_out,
+    normed_out,
+    eps: tl.constexpr,
+    KIND: tl.constexpr,
+    TWO_SHOT: tl.constexpr,
+    D: tl.constexpr,
+    PARTS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    LINES: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    N: tl.constexpr,
+    COUNTERS: tl.constexpr,
+    INBOX: tl.constexpr,
+    MAX_ROWS: tl.constexpr,
+    ROW_LINES: tl.constexpr,
+    POLLS: tl.constexpr,
+    T: tl.constexpr,
+    AHEAD_ROWS: tl.constexpr,
+    AHEAD_STRIDE: tl.constexpr,
+    AHEAD_BYTES: tl.constexpr,
+    THREADS: tl.constexpr,
+):
+    """`all_reduce_residual_norm_kernel`, and PROGRAMS programs more, that fetch from `ahead`. Grid (T + PROGRAMS,)."""
+    if tl.program_id(0) < T:
+        _sum_and_norm_row(
+            x,
+            parts,
+            weight,
+            weight_row,
+            table,
+            x_out,
+            normed_out,
+            eps,
+            KIND,
+            TWO_SHOT,
+            D,
+            PARTS,
+            STRIDE,
+            LINES,
+            CHUNKS,
+            TOGETHER,
+            N,
+            COUNTERS,
+            INBOX,
+            MAX_ROWS,
+            ROW_LINES,
+            POLLS,
+        )
+    else:
+        fetch_rows(ahead, tl.program_id(0) - T, AHEAD_ROWS, AHEAD_STRIDE, AHEAD_BYTES, THREADS)
 
 
 @triton.jit

@@ -9,8 +9,10 @@ from jax.typing import DTypeLike
 from pallas_kernels.all_reduce import kernels
 from pallas_kernels.all_reduce.config import EXCHANGE_BLOCK, LINE_DATA_BYTES, POLLS, is_two_shot, row_config
 from pallas_kernels.all_reduce.workspace import Peers, WorkspaceLayout
+from pallas_kernels.fetch_ahead import PROGRAMS, FetchConfig
 from pallas_kernels.platform import PTX_VERSION
 from pallas_kernels.residual_norm.reference import NormKind
+from pallas_kernels.residual_norm.triton import fetch_settings, fetched_from
 from pallas_kernels.triton_call import triton_call
 
 
@@ -69,25 +71,32 @@ def all_reduce_residual_norm_triton(
     eps: float,
     kind: NormKind,
     polls: int = POLLS,
+    ahead: tuple[jax.Array, FetchConfig] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """See `all_reduce_residual_norm`; `weight` is [N, D] here. `polls` bounds the waits, for tests."""
+    """See `all_reduce_residual_norm`; `weight` is [N, D] here. `polls` bounds the waits, for tests; `ahead` is
+    a weight and what is fetched of it."""
     num_rows, size = x.shape
     itemsize = x.dtype.itemsize
+    num_warps = row_config(size * itemsize).num_warps
     stream = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    fetching = kernels.all_reduce_residual_norm_fetching_kernel
     results: tuple[jax.Array, jax.Array] = _call(
         x,
         parts,
         weight,
         weight_row,
         peers.table,
-        kernel=kernels.all_reduce_residual_norm_kernel,
+        *fetched_from(ahead),
+        kernel=kernels.all_reduce_residual_norm_kernel if ahead is None else fetching,
         out_type=(stream, stream),
-        grid=(num_rows,),
+        grid=(num_rows if ahead is None else num_rows + PROGRAMS,),
         name="all_reduce_residual_norm",
-        num_warps=row_config(size * itemsize).num_warps,
+        num_warps=num_warps,
         eps=eps,
         KIND=kind,
         **row_settings(parts.shape, itemsize, peers.layout, polls),
+        **({} if ahead is None else {"T": num_rows}),
+        **fetch_settings(ahead, num_warps),
     )
     return results
 

@@ -1,9 +1,12 @@
 """Launching the Triton kernel through jax_triton."""
 
+from typing import Any
+
 import jax
 
+from pallas_kernels.fetch_ahead import PROGRAMS, FetchConfig
 from pallas_kernels.platform import PTX_VERSION
-from pallas_kernels.residual_norm.kernels import residual_norm_kernel
+from pallas_kernels.residual_norm.kernels import residual_norm_fetching_kernel, residual_norm_kernel
 from pallas_kernels.residual_norm.reference import NormKind
 from pallas_kernels.triton_call import triton_call
 
@@ -19,22 +22,27 @@ def residual_norm_triton(
     eps: float,
     kind: NormKind,
     num_warps: int | None = None,
+    ahead: tuple[jax.Array, FetchConfig] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """See `residual_norm`; `weight` is [N, D] here. `num_warps` overrides the warps of a program, for tuning."""
+    """See `residual_norm`; `weight` is [N, D] here. `num_warps` overrides the warps of a program, for tuning; `ahead`
+    is a weight and what is fetched of it."""
     num_rows, size = x.shape
     num_parts = delta.shape[0] if delta.ndim == 3 else 1
     block = 1 << (size - 1).bit_length()
     stream = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    fetching = ahead is not None
+    num_warps = num_warps or max(1, min(16, block // (32 * VALUES_A_THREAD)))
     results: tuple[jax.Array, jax.Array] = triton_call(
         x,
         delta,
         weight,
         weight_row,
-        kernel=residual_norm_kernel,
+        *fetched_from(ahead),
+        kernel=residual_norm_fetching_kernel if fetching else residual_norm_kernel,
         out_type=(stream, stream),
-        grid=(num_rows,),
+        grid=(num_rows + PROGRAMS if fetching else num_rows,),
         name="residual_norm",
-        num_warps=num_warps or max(1, min(16, block // (32 * VALUES_A_THREAD))),
+        num_warps=num_warps,
         num_stages=1,
         backend_options={"ptx_version": PTX_VERSION},
         eps=eps,
@@ -42,6 +50,21 @@ def residual_norm_triton(
         D=size,
         BLOCK_D=block,
         PARTS=num_parts,
-        T=num_rows if num_parts > 1 else 0,
+        T=num_rows if num_parts > 1 or fetching else 0,
+        **fetch_settings(ahead, num_warps),
     )
     return results
+
+
+def fetched_from(ahead: tuple[jax.Array, FetchConfig] | None) -> tuple[jax.Array, ...]:
+    """The argument more of a kernel that fetches."""
+    return () if ahead is None else (ahead[0],)
+
+
+def fetch_settings(ahead: tuple[jax.Array, FetchConfig] | None, num_warps: int) -> dict[str, Any]:
+    """What a kernel that fetches is compiled for, besides."""
+    if ahead is None:
+        return {}
+    config = ahead[1]
+    sizes = {"AHEAD_ROWS": config.rows, "AHEAD_STRIDE": config.stride, "AHEAD_BYTES": config.size}
+    return sizes | {"THREADS": 32 * num_warps}

@@ -164,6 +164,20 @@ def gated_triton_config(num_rows: int, columns: int, size: int, *, any_size: boo
     return config if MIN_WEIGHTS <= weights and (any_size or weights < MIN_MOSAIC_GATED_WEIGHTS) else None
 
 
+def parts_at_once(num_rows: int, columns: int, size: int) -> int:
+    """Into how many parts of D the weight [N, D] of a product in one part is read at the same time.
+
+    Args:
+        num_rows: T.
+        columns: N, of both matrices if the product is gated.
+        size: D.
+    """
+    triton = skinny_config(num_rows, columns, size)
+    if triton is None or stream_config(num_rows, columns, size, one_part=True) is not None:
+        return 1
+    return triton.parts
+
+
 def tiled_gated_config(num_rows: int, columns: int, size: int) -> TiledConfig | None:
     """How to compute a gated product of [T, D] of many rows with [2, F, D]; None where it does not pay or does not fit.
 

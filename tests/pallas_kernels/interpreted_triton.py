@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import triton
+import triton.language as tl
 
 import pallas_kernels.all_reduce.triton as all_reduce
 import pallas_kernels.cached_attention.triton as cached
@@ -24,6 +26,8 @@ import pallas_kernels.residual_norm.triton as norm
 import pallas_kernels.skinny_matmul.triton as skinny
 import pallas_kernels.swiglu.triton as activation
 import pallas_kernels.top_k_experts.triton as top_k
+from pallas_kernels.fetch_ahead import FetchConfig
+from pallas_kernels.fetch_ahead import kernels as fetch_kernels
 from pallas_kernels.grouped_matmul.config import MatmulConfig, SortConfig
 from pallas_kernels.paged_attention.config import DecodeConfig, PrefillConfig
 from pallas_kernels.skinny_matmul.config import SkinnyConfig
@@ -97,16 +101,35 @@ def interpret(*args: Any, kernel: Any, out_type: Any, grid: tuple[int, ...], **o
     return jax.tree.unflatten(jax.tree.structure(out_type), map(jnp.asarray, results))
 
 
+@triton.jit
+def mark(address):  # type: ignore[no-untyped-def]
+    """In place of `fetch`: 1 in the first byte of what would be fetched."""
+    tl.store(address.to(tl.pointer_type(tl.int8)), 1)
+
+
+def fetched_from(case: Any, options: dict[str, Any]) -> tuple[Any, tuple[np.ndarray, ...]]:
+    """What a kernel is told to fetch, and the bytes it fetches from, as a result to look at."""
+    if "ahead" not in case:
+        return None, ()
+    # NumPy's, so that what the kernel writes into it is kept.
+    memory = case["ahead"]
+    return (memory, FetchConfig(**options.pop("fetch"))), (memory,)
+
+
 def run(case: Any) -> tuple[jax.Array, ...]:
     """The results of one case."""
     options = json.loads(str(case["options"]))
     operation = options.pop("operation")
     if operation == "all_reduce":
-        return interpreted_all_reduce.run({name: case[name] for name in case.files if name != "options"}, options)
+        ahead, touched = fetched_from(case, options)
+        arrays = {name: case[name] for name in case.files if name not in ("options", "ahead")}
+        return *interpreted_all_reduce.run(arrays, options, ahead), *touched
     arguments = [jnp.asarray(case[name]) if name in case else None for name in ARGUMENTS[operation]]
     if operation == "residual_norm":
         x, delta, weight = arguments
-        return norm.residual_norm_triton(x, delta, *interpreted_all_reduce.second_of_three(weight), **options)
+        ahead, touched = fetched_from(case, options)
+        weights = interpreted_all_reduce.second_of_three(weight)
+        return *norm.residual_norm_triton(x, delta, *weights, **options, ahead=ahead), *touched
     if operation == "skinny_matmul":
         return (skinny.skinny_matmul_triton(*arguments, SkinnyConfig(**options["config"])),)
     if operation == "gated_matmul":
@@ -133,6 +156,7 @@ def run(case: Any) -> tuple[jax.Array, ...]:
 def main(directory: Path) -> None:
     for launching in (paged, cached, norm, skinny, grouped, top_k, all_reduce, activation):
         launching.triton_call = interpret
+    fetch_kernels.fetch = mark
     for path in sorted(directory.glob("*.npz")):
         results = run(np.load(path))
         np.savez(path.with_suffix(".out.npz"), *map(np.asarray, results))
