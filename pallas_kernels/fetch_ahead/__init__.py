@@ -2,7 +2,7 @@
 
 Sums and norms of few rows wait for each other, or for other GPUs, and read next to nothing. Programs that their kernels
 have besides those for rows ask for the beginning of each row of the weight that is multiplied next, and end: it arrives
-in the L2 cache meanwhile (Yüzügüler et al. 2025, PRESERVE). Off: it has not run on a GPU yet.
+in the L2 cache meanwhile (as in PRESERVE, Yüzügüler et al. 2025, arXiv:2501.08192). Off: it has not run on a GPU yet.
 """
 
 import math
