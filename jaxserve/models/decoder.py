@@ -98,6 +98,7 @@ class SelfAttention(nnx.Module):
             window=self.window,
             soft_cap=self.soft_cap,
             alibi_slopes=positions.alibi_slopes,
+            next_weight=self.o_proj.weight[...],
         )
         return self.o_proj.in_parts(out), kv_pages
 

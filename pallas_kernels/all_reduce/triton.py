@@ -9,10 +9,9 @@ from jax.typing import DTypeLike
 from pallas_kernels.all_reduce import kernels
 from pallas_kernels.all_reduce.config import EXCHANGE_BLOCK, LINE_DATA_BYTES, POLLS, is_two_shot, row_config
 from pallas_kernels.all_reduce.workspace import Peers, WorkspaceLayout
-from pallas_kernels.fetch_ahead import PROGRAMS, FetchConfig
+from pallas_kernels.fetch_ahead import PROGRAMS, Ahead, fetch_arguments, fetch_settings
 from pallas_kernels.platform import PTX_VERSION
 from pallas_kernels.residual_norm.reference import NormKind
-from pallas_kernels.residual_norm.triton import fetch_settings, fetched_from
 from pallas_kernels.triton_call import triton_call
 
 
@@ -71,7 +70,7 @@ def all_reduce_residual_norm_triton(
     eps: float,
     kind: NormKind,
     polls: int = POLLS,
-    ahead: tuple[jax.Array, FetchConfig] | None = None,
+    ahead: Ahead | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """See `all_reduce_residual_norm`; `weight` is [N, D] here. `polls` bounds the waits, for tests; `ahead` is
     a weight and what is fetched of it."""
@@ -86,7 +85,7 @@ def all_reduce_residual_norm_triton(
         weight,
         weight_row,
         peers.table,
-        *fetched_from(ahead),
+        *fetch_arguments(ahead),
         kernel=kernels.all_reduce_residual_norm_kernel if ahead is None else fetching,
         out_type=(stream, stream),
         grid=(num_rows if ahead is None else num_rows + PROGRAMS,),

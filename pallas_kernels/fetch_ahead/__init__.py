@@ -1,13 +1,15 @@
 """The weights of the next product, brought near while a kernel runs that leaves the memory idle.
 
-Sums and norms of few rows wait for each other, or for other GPUs, and read next to nothing. Programs that their kernels
-have besides those for rows ask for the beginning of each row of the weight that is multiplied next, and end: it arrives
-in the L2 cache meanwhile (as in PRESERVE, Yüzügüler et al. 2025, arXiv:2501.08192). Off: it has not run on a GPU yet.
+Sums and norms of few rows wait for each other, or for other GPUs, and read next to nothing; attention of few
+sequences reads little. Programs that their kernels have besides their own ask for the beginning of each row of the
+weight that is multiplied next, and end: it arrives in the L2 cache meanwhile (as in PRESERVE, Yüzügüler et al. 2025,
+arXiv:2501.08192). Off: it has not run on a GPU yet.
 """
 
 import math
 import os
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 
@@ -36,6 +38,13 @@ class FetchConfig:
     size: int
 
 
+class Ahead(NamedTuple):
+    """A weight [N, D], and what is asked for of it."""
+
+    weight: jax.Array
+    config: FetchConfig
+
+
 def fetch_config(num_rows: int, columns: int, row_bytes: int, parts: int) -> FetchConfig | None:
     """What to ask for of the next weight; None for nothing.
 
@@ -52,14 +61,34 @@ def fetch_config(num_rows: int, columns: int, row_bytes: int, parts: int) -> Fet
     return FetchConfig(columns * parts, stride, min(stride, max(LINE_BYTES, size)))
 
 
-def fetched(num_rows: int, weight: jax.Array | None) -> tuple[jax.Array, FetchConfig] | None:
-    """A weight [..., D] that this device multiplies next as [N, D], and what to ask for of it; None for nothing."""
+def fetched(num_rows: int, weight: jax.Array | None, *, one_part: bool = True) -> Ahead | None:
+    """A weight that this device multiplies next, and what to ask for of it; None for nothing.
+
+    Args:
+        num_rows: of the step.
+        weight: [..., D].
+        one_part: as of `skinny_matmul`.
+    """
     if weight is None or FETCH_AHEAD_BYTES == 0 or not is_hopper():
         return None
     # Only here: that package imports those that import this one.
     from pallas_kernels.skinny_matmul.config import parts_at_once
 
     columns, size = math.prod(weight.shape[:-1]), weight.shape[-1]
-    parts = parts_at_once(num_rows, columns, size)
+    parts = parts_at_once(num_rows, columns, size, one_part=one_part)
     config = fetch_config(num_rows, columns, size * weight.dtype.itemsize, parts)
-    return None if config is None else (weight.reshape(columns, size), config)
+    return None if config is None else Ahead(weight.reshape(columns, size), config)
+
+
+def fetch_arguments(ahead: Ahead | None) -> tuple[jax.Array, ...]:
+    """The argument more of a kernel that fetches."""
+    return () if ahead is None else (ahead.weight,)
+
+
+def fetch_settings(ahead: Ahead | None, num_warps: int) -> dict[str, Any]:
+    """What a kernel that fetches, of so many warps a program, is compiled for besides."""
+    if ahead is None:
+        return {}
+    config = ahead.config
+    sizes = {"AHEAD_ROWS": config.rows, "AHEAD_STRIDE": config.stride, "AHEAD_BYTES": config.size}
+    return sizes | {"THREADS": 32 * num_warps}

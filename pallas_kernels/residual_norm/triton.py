@@ -1,10 +1,8 @@
 """Launching the Triton kernel through jax_triton."""
 
-from typing import Any
-
 import jax
 
-from pallas_kernels.fetch_ahead import PROGRAMS, FetchConfig
+from pallas_kernels.fetch_ahead import PROGRAMS, Ahead, fetch_arguments, fetch_settings
 from pallas_kernels.platform import PTX_VERSION
 from pallas_kernels.residual_norm.kernels import residual_norm_fetching_kernel, residual_norm_kernel
 from pallas_kernels.residual_norm.reference import NormKind
@@ -22,7 +20,7 @@ def residual_norm_triton(
     eps: float,
     kind: NormKind,
     num_warps: int | None = None,
-    ahead: tuple[jax.Array, FetchConfig] | None = None,
+    ahead: Ahead | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """See `residual_norm`; `weight` is [N, D] here. `num_warps` overrides the warps of a program, for tuning; `ahead`
     is a weight and what is fetched of it."""
@@ -37,7 +35,7 @@ def residual_norm_triton(
         delta,
         weight,
         weight_row,
-        *fetched_from(ahead),
+        *fetch_arguments(ahead),
         kernel=residual_norm_fetching_kernel if fetching else residual_norm_kernel,
         out_type=(stream, stream),
         grid=(num_rows + PROGRAMS if fetching else num_rows,),
@@ -54,17 +52,3 @@ def residual_norm_triton(
         **fetch_settings(ahead, num_warps),
     )
     return results
-
-
-def fetched_from(ahead: tuple[jax.Array, FetchConfig] | None) -> tuple[jax.Array, ...]:
-    """The argument more of a kernel that fetches."""
-    return () if ahead is None else (ahead[0],)
-
-
-def fetch_settings(ahead: tuple[jax.Array, FetchConfig] | None, num_warps: int) -> dict[str, Any]:
-    """What a kernel that fetches is compiled for, besides."""
-    if ahead is None:
-        return {}
-    config = ahead[1]
-    sizes = {"AHEAD_ROWS": config.rows, "AHEAD_STRIDE": config.stride, "AHEAD_BYTES": config.size}
-    return sizes | {"THREADS": 32 * num_warps}

@@ -164,18 +164,17 @@ def gated_triton_config(num_rows: int, columns: int, size: int, *, any_size: boo
     return config if MIN_WEIGHTS <= weights and (any_size or weights < MIN_MOSAIC_GATED_WEIGHTS) else None
 
 
-def parts_at_once(num_rows: int, columns: int, size: int) -> int:
-    """Into how many parts of D the weight [N, D] of a product in one part is read at the same time.
+def parts_at_once(num_rows: int, columns: int, size: int, *, one_part: bool) -> int:
+    """Into how many parts of D a product reads its weight [N, D] at the same time.
 
     Args:
         num_rows: T.
         columns: N, of both matrices if the product is gated.
         size: D.
+        one_part: as of `skinny_matmul`.
     """
-    triton = skinny_config(num_rows, columns, size)
-    if triton is None or stream_config(num_rows, columns, size, one_part=True) is not None:
-        return 1
-    return triton.parts
+    config = stream_config(num_rows, columns, size, one_part=one_part) or skinny_config(num_rows, columns, size)
+    return 1 if config is None else config.parts
 
 
 def tiled_gated_config(num_rows: int, columns: int, size: int) -> TiledConfig | None:

@@ -26,7 +26,7 @@ import pallas_kernels.residual_norm.triton as norm
 import pallas_kernels.skinny_matmul.triton as skinny
 import pallas_kernels.swiglu.triton as activation
 import pallas_kernels.top_k_experts.triton as top_k
-from pallas_kernels.fetch_ahead import FetchConfig
+from pallas_kernels.fetch_ahead import Ahead, FetchConfig
 from pallas_kernels.fetch_ahead import kernels as fetch_kernels
 from pallas_kernels.grouped_matmul.config import MatmulConfig, SortConfig
 from pallas_kernels.paged_attention.config import DecodeConfig, PrefillConfig
@@ -113,7 +113,7 @@ def fetched_from(case: Any, options: dict[str, Any]) -> tuple[Any, tuple[np.ndar
         return None, ()
     # NumPy's, so that what the kernel writes into it is kept.
     memory = case["ahead"]
-    return (memory, FetchConfig(**options.pop("fetch"))), (memory,)
+    return Ahead(memory, FetchConfig(**options.pop("fetch"))), (memory,)
 
 
 def run(case: Any) -> tuple[jax.Array, ...]:
@@ -148,7 +148,8 @@ def run(case: Any) -> tuple[jax.Array, ...]:
     options["alibi_slopes"] = jnp.asarray(case["alibi_slopes"]) if "alibi_slopes" in case else None
     if operation == "cached_attention":
         options["first_page"] = jnp.asarray(case["first_page"]) if "first_page" in case else None
-        return cached.cached_attention_triton(*arguments, **options)
+        ahead, touched = fetched_from(case, options)
+        return *cached.cached_attention_triton(*arguments, **options, ahead=ahead), *touched
     options["prefill"] = PrefillConfig(**options["prefill"])
     return (paged.paged_attention_triton(*arguments, **options),)
 

