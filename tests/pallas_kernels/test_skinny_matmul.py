@@ -1,5 +1,6 @@
 """Products of few rows: the parts sum to the product, in the reference and in the Triton kernel."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 
 import jax
@@ -120,3 +121,35 @@ def test_small_gated_products_of_few_rows_are_left_to_triton(monkeypatch: pytest
     assert taken == [gated_triton_config(32, 64, 256), gated_triton_config(1, 64, 256)]
     with pytest.raises(ValueError, match="mosaic_gpu does not take"):
         gated_matmul(x, weight, implementation="mosaic_gpu")
+
+
+def test_where_xla_compiles_triton_all_products_of_few_rows_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By shapes alone: a 70B model's of one of four GPUs, of which Mosaic GPU's kernels else take both."""
+    monkeypatch.setattr(api, "triton_can_run", lambda: True)
+    monkeypatch.setattr(api, "is_hopper", lambda: True)
+    monkeypatch.setattr("pallas_kernels.platform.triton_can_run", lambda: True)
+    taken: list[str] = []
+
+    def named(name: str, parts: int | None) -> Callable[..., jax.Array]:
+        def kernel(x: jax.Array, weight: jax.Array, config: object) -> jax.Array:
+            taken.append(name)
+            shape = (x.shape[0], weight.shape[-2])
+            return jnp.zeros(shape if parts is None else (parts, *shape), x.dtype)
+
+        return kernel
+
+    monkeypatch.setattr("pallas_kernels.skinny_matmul.triton.gated_matmul_triton", named("triton gated", None))
+    monkeypatch.setattr("pallas_kernels.skinny_matmul.triton.skinny_matmul_triton", named("triton", 1))
+    monkeypatch.setattr("pallas_kernels.skinny_matmul.mosaic_gpu.stream_gated_matmul", named("mosaic gated", None))
+    monkeypatch.setattr("pallas_kernels.skinny_matmul.mosaic_gpu.stream_matmul", named("mosaic", 2))
+
+    def multiply(num_rows: int) -> list[str]:
+        taken.clear()
+        abstract = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((num_rows, 8192), (2, 7168, 8192))]
+        jax.eval_shape(lambda x, weight: (gated_matmul(x, weight), skinny_matmul(x, weight[0])), *abstract)
+        return list(taken)
+
+    assert multiply(16) == multiply(17) == ["mosaic gated", "mosaic"]
+    monkeypatch.setattr("pallas_kernels.platform.TRITON_BY_XLA", True)
+    assert multiply(16) == ["triton gated", "triton"]
+    assert multiply(17) == ["mosaic gated", "mosaic"]
