@@ -119,6 +119,8 @@ def run_step(
     # A chunk that does not reach its prompt's end leaves a token nobody reads, until the last chunk writes over it.
     last_tokens = state.last_tokens.at[slots].set(sampled, mode="drop")
     result = _put_first(jax.device_put(used, jax.memory.Space.Device), sampled)
+    # XLA copies the result to the host after all that is a CUDA graph. Without the barrier it would begin that first.
+    last_tokens, result = jax.lax.optimization_barrier((last_tokens, result))
     return kv_pages, DeviceState(last_tokens, page_table), result
 
 
