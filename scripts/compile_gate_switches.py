@@ -6,7 +6,9 @@ Triton kernels XLA compiles (PALLAS_KERNELS_XLA_TRITON) and of steps whose sums 
 (PALLAS_KERNELS_FETCH_AHEAD_MIB), and of both; no kernel of a step spills a register. Takes about half a minute.
 """
 
+import math
 import os
+import re
 from unittest import mock
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_fail_ptx_compilation_on_register_spilling=true"
@@ -17,13 +19,14 @@ import compile_gate_devices as devices_gate  # noqa: E402
 from jaxserve.runner.buckets import SamplerKind  # noqa: E402
 from pallas_kernels import fetch_ahead, platform  # noqa: E402
 
-FETCHING = "_fetching_kernel"
+# The kernels that can fetch, and their grids.
+PROGRAMS = re.compile(r"(?:residual_norm|decode)_kernel\S* grid: \[(\d+), (\d+), (\d+)\]")
 
 
-def fetching_kernels(wanted: int) -> list[str]:
-    """What is wrong with how many kernels fetch in the step that was compiled last."""
-    found = sum(FETCHING in line for line in gate.thunks_of_last_step())
-    return [] if found == wanted else [f"{found} kernels fetch weights, not {wanted}"]
+def num_programs() -> int:
+    """Of the kernels that can fetch, in the step that was compiled last."""
+    grids = PROGRAMS.findall("\n".join(gate.thunks_of_last_step()))
+    return sum(math.prod(map(int, grid)) for grid in grids)
 
 
 def main() -> int:
@@ -32,22 +35,29 @@ def main() -> int:
     few, some, many = (buckets[tokens, True, SamplerKind.GREEDY] for tokens in (1, 32, 256))
     one, four = gate.h200(1), gate.h200(4)
     # Attention, and the sums after it and after the feed-forward.
-    fetching = 3 * gate.NUM_LAYERS
-    problems = []
+    fetching = 3 * gate.NUM_LAYERS * fetch_ahead.PROGRAMS
+    problems, without, more = [], [], []
     with mock.patch.object(platform, "TRITON_BY_XLA", True):
         problems += gate.check_step(one, buckets[1, True, SamplerKind.FULL])
-        problems += gate.check_step(one, few, skinny=True)
         problems += gate.check_step(one, many)
-        for bucket in (few, some):
-            problems += devices_gate.check_step(four, devices_gate.LLAMA, bucket) + fetching_kernels(0)
+        problems += gate.check_step(one, few, skinny=True)
+        without.append(num_programs())
+        for bucket in (some, few):
+            problems += devices_gate.check_step(four, devices_gate.LLAMA, bucket)
+            without.append(num_programs())
     with (
         mock.patch.object(fetch_ahead, "FETCH_AHEAD_BYTES", 8 << 20),
         mock.patch.object(fetch_ahead, "is_hopper", lambda: True),
     ):
-        problems += gate.check_step(one, few, skinny=True) + fetching_kernels(fetching)
-        problems += devices_gate.check_step(four, devices_gate.LLAMA, some) + fetching_kernels(fetching)
+        problems += gate.check_step(one, few, skinny=True)
+        more.append(num_programs() - without[0])
+        problems += devices_gate.check_step(four, devices_gate.LLAMA, some)
+        more.append(num_programs() - without[1])
         with mock.patch.object(platform, "TRITON_BY_XLA", True):
-            problems += devices_gate.check_step(four, devices_gate.LLAMA, few) + fetching_kernels(fetching)
+            problems += devices_gate.check_step(four, devices_gate.LLAMA, few)
+            more.append(num_programs() - without[2])
+    if more != [fetching] * 3:
+        problems.append(f"{more} programs fetch weights, not {fetching} in each step")
     return gate.report_problems(problems)
 
 

@@ -389,12 +389,13 @@ def all_reduce_kernel(
 
 
 @triton.jit
-def _sum_and_norm_row(
+def all_reduce_residual_norm_kernel(
     x,
     parts,
     weight,
     weight_row,
     table,
+    ahead,
     x_out,
     normed_out,
     eps: tl.constexpr,
@@ -412,7 +413,18 @@ def _sum_and_norm_row(
     MAX_ROWS: tl.constexpr,
     ROW_LINES: tl.constexpr,
     POLLS: tl.constexpr,
+    T: tl.constexpr,
+    AHEAD_ROWS: tl.constexpr,
+    AHEAD_STRIDE: tl.constexpr,
+    AHEAD_BYTES: tl.constexpr,
+    THREADS: tl.constexpr,
 ):
+    """As `all_reduce_kernel`; the sum is added to x, to x_out, and the norm of that goes to normed_out. The norm's
+    weight is row weight_row [1] of weight [N, D]. With AHEAD_ROWS, the programs from T on fetch from `ahead`."""
+    if AHEAD_ROWS > 0:
+        if tl.program_id(0) >= T:
+            fetch_rows(ahead, tl.program_id(0) - T, AHEAD_ROWS, AHEAD_STRIDE, AHEAD_BYTES, THREADS)
+            return
     dtype: tl.constexpr = x_out.dtype.element_ty
     V: tl.constexpr = 64 // dtype.primitive_bitwidth
     row = tl.program_id(0).to(tl.int64)
@@ -459,120 +471,6 @@ def _sum_and_norm_row(
         tl.store(
             normed_out + row * D + d, scale_normed(stream.to(tl.float32) * inverse, scale, dtype, KIND), mask=d < D
         )
-
-
-@triton.jit
-def all_reduce_residual_norm_kernel(
-    x,
-    parts,
-    weight,
-    weight_row,
-    table,
-    x_out,
-    normed_out,
-    eps: tl.constexpr,
-    KIND: tl.constexpr,
-    TWO_SHOT: tl.constexpr,
-    D: tl.constexpr,
-    PARTS: tl.constexpr,
-    STRIDE: tl.constexpr,
-    LINES: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    TOGETHER: tl.constexpr,
-    N: tl.constexpr,
-    COUNTERS: tl.constexpr,
-    INBOX: tl.constexpr,
-    MAX_ROWS: tl.constexpr,
-    ROW_LINES: tl.constexpr,
-    POLLS: tl.constexpr,
-):
-    """As `all_reduce_kernel`; the sum is added to x, to x_out, and the norm of that goes to normed_out. The norm's
-    weight is row weight_row [1] of weight [N, D]."""
-    _sum_and_norm_row(
-        x,
-        parts,
-        weight,
-        weight_row,
-        table,
-        x_out,
-        normed_out,
-        eps,
-        KIND,
-        TWO_SHOT,
-        D,
-        PARTS,
-        STRIDE,
-        LINES,
-        CHUNKS,
-        TOGETHER,
-        N,
-        COUNTERS,
-        INBOX,
-        MAX_ROWS,
-        ROW_LINES,
-        POLLS,
-    )
-
-
-@triton.jit
-def all_reduce_residual_norm_fetching_kernel(
-    x,
-    parts,
-    weight,
-    weight_row,
-    table,
-    ahead,
-    x_out,
-    normed_out,
-    eps: tl.constexpr,
-    KIND: tl.constexpr,
-    TWO_SHOT: tl.constexpr,
-    D: tl.constexpr,
-    PARTS: tl.constexpr,
-    STRIDE: tl.constexpr,
-    LINES: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    TOGETHER: tl.constexpr,
-    N: tl.constexpr,
-    COUNTERS: tl.constexpr,
-    INBOX: tl.constexpr,
-    MAX_ROWS: tl.constexpr,
-    ROW_LINES: tl.constexpr,
-    POLLS: tl.constexpr,
-    T: tl.constexpr,
-    AHEAD_ROWS: tl.constexpr,
-    AHEAD_STRIDE: tl.constexpr,
-    AHEAD_BYTES: tl.constexpr,
-    THREADS: tl.constexpr,
-):
-    """`all_reduce_residual_norm_kernel`, and PROGRAMS programs more, that fetch from `ahead`. Grid (T + PROGRAMS,)."""
-    if tl.program_id(0) < T:
-        _sum_and_norm_row(
-            x,
-            parts,
-            weight,
-            weight_row,
-            table,
-            x_out,
-            normed_out,
-            eps,
-            KIND,
-            TWO_SHOT,
-            D,
-            PARTS,
-            STRIDE,
-            LINES,
-            CHUNKS,
-            TOGETHER,
-            N,
-            COUNTERS,
-            INBOX,
-            MAX_ROWS,
-            ROW_LINES,
-            POLLS,
-        )
-    else:
-        fetch_rows(ahead, tl.program_id(0) - T, AHEAD_ROWS, AHEAD_STRIDE, AHEAD_BYTES, THREADS)
 
 
 @triton.jit

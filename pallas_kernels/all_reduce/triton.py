@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from pallas_kernels.all_reduce import kernels
 from pallas_kernels.all_reduce.config import EXCHANGE_BLOCK, LINE_DATA_BYTES, POLLS, is_two_shot, row_config
 from pallas_kernels.all_reduce.workspace import Peers, WorkspaceLayout
-from pallas_kernels.fetch_ahead import PROGRAMS, Ahead, fetch_arguments, fetch_settings
+from pallas_kernels.fetch_ahead import PROGRAMS, Ahead, fetch_settings
 from pallas_kernels.platform import PTX_VERSION
 from pallas_kernels.residual_norm.reference import NormKind
 from pallas_kernels.triton_call import triton_call
@@ -78,15 +78,15 @@ def all_reduce_residual_norm_triton(
     itemsize = x.dtype.itemsize
     num_warps = row_config(size * itemsize).num_warps
     stream = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    fetching = kernels.all_reduce_residual_norm_fetching_kernel
     results: tuple[jax.Array, jax.Array] = _call(
         x,
         parts,
         weight,
         weight_row,
         peers.table,
-        *fetch_arguments(ahead),
-        kernel=kernels.all_reduce_residual_norm_kernel if ahead is None else fetching,
+        # Without anything to fetch any array, for a kernel's arguments are fixed.
+        weight if ahead is None else ahead.weight,
+        kernel=kernels.all_reduce_residual_norm_kernel,
         out_type=(stream, stream),
         grid=(num_rows if ahead is None else num_rows + PROGRAMS,),
         name="all_reduce_residual_norm",
@@ -94,7 +94,8 @@ def all_reduce_residual_norm_triton(
         eps=eps,
         KIND=kind,
         **row_settings(parts.shape, itemsize, peers.layout, polls),
-        **({} if ahead is None else {"T": num_rows}),
+        # A kernel for each number of rows is compiled.
+        T=0 if ahead is None else num_rows,
         **fetch_settings(ahead, num_warps),
     )
     return results

@@ -31,7 +31,7 @@ def _load_rotated(rows, h, inside, cos_sin_row, ROTATED: tl.constexpr, H: tl.con
 
 
 @triton.jit
-def _decode_item(
+def decode_kernel(
     qkv,
     cos_sin,
     kv_pages,
@@ -40,6 +40,7 @@ def _decode_item(
     first_page,
     arrived,
     alibi_slopes,
+    ahead,
     out,
     partial_out,
     partial_lse,
@@ -59,9 +60,27 @@ def _decode_item(
     MERGE_G: tl.constexpr,
     MERGE_CHUNKS: tl.constexpr,
     PRECISION: tl.constexpr,
+    ITEMS: tl.constexpr,
+    AHEAD_ROWS: tl.constexpr,
+    AHEAD_STRIDE: tl.constexpr,
+    AHEAD_BYTES: tl.constexpr,
+    THREADS: tl.constexpr,
 ):
+    """One program: one sequence's query, for one kv head's group, over one chunk of the keys written before.
+
+    Grid (K, items). work [items, 8] says of each item: its sequence (-1: nothing to do), the first and the end of
+    its keys, which chunk it is, how many chunks the sequence has, its length with the new token, and the page of
+    that token, counted like the page table from first_page [1], the row of kv_pages where the layer's pages begin. The
+    last chunk also takes the new token's own key and value, straight from qkv, and writes them into the pool; no other
+    program reads them. The last program to arrive at a sequence's counter merges its chunks, and leaves the counter at
+    0. With AHEAD_ROWS, the programs from ITEMS on fetch from `ahead`.
+    """
     head = tl.program_id(0)
     item = tl.program_id(1)
+    if AHEAD_ROWS > 0:
+        if item >= ITEMS:
+            fetch_rows(ahead, (item - ITEMS) * K + head, AHEAD_ROWS, AHEAD_STRIDE, AHEAD_BYTES, THREADS)
+            return
     seq = tl.load(work + item * 8)
     begin = tl.load(work + item * 8 + 1)
     end = tl.load(work + item * 8 + 2)
@@ -144,152 +163,6 @@ def _decode_item(
             merge_chunks(
                 out + group, partial_out, partial_lse, first, num_chunks, K, G, H, BLOCK_H, MERGE_G, MERGE_CHUNKS
             )
-
-
-@triton.jit
-def decode_kernel(
-    qkv,
-    cos_sin,
-    kv_pages,
-    page_table,
-    work,
-    first_page,
-    arrived,
-    alibi_slopes,
-    out,
-    partial_out,
-    partial_lse,
-    scale_log2: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SOFT_CAP: tl.constexpr,
-    ALIBI: tl.constexpr,
-    max_pages: tl.constexpr,
-    K: tl.constexpr,
-    G: tl.constexpr,
-    H: tl.constexpr,
-    ROTATED: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    MERGE_G: tl.constexpr,
-    MERGE_CHUNKS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """One program: one sequence's query, for one kv head's group, over one chunk of the keys written before.
-
-    Grid (K, items). work [items, 8] says of each item: its sequence (-1: nothing to do), the first and the end of
-    its keys, which chunk it is, how many chunks the sequence has, its length with the new token, and the page of
-    that token, counted like the page table from first_page [1], the row of kv_pages where the layer's pages begin. The
-    last chunk also takes the new token's own key and value, straight from qkv, and writes them into the pool; no other
-    program reads them. The last program to arrive at a sequence's counter merges its chunks, and leaves the counter at
-    0.
-    """
-    _decode_item(
-        qkv,
-        cos_sin,
-        kv_pages,
-        page_table,
-        work,
-        first_page,
-        arrived,
-        alibi_slopes,
-        out,
-        partial_out,
-        partial_lse,
-        scale_log2,
-        WINDOW,
-        SOFT_CAP,
-        ALIBI,
-        max_pages,
-        K,
-        G,
-        H,
-        ROTATED,
-        PAGE_SIZE,
-        BLOCK_G,
-        BLOCK_H,
-        BLOCK_N,
-        MERGE_G,
-        MERGE_CHUNKS,
-        PRECISION,
-    )
-
-
-@triton.jit
-def decode_fetching_kernel(
-    qkv,
-    cos_sin,
-    kv_pages,
-    page_table,
-    work,
-    first_page,
-    arrived,
-    alibi_slopes,
-    ahead,
-    out,
-    partial_out,
-    partial_lse,
-    scale_log2: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SOFT_CAP: tl.constexpr,
-    ALIBI: tl.constexpr,
-    max_pages: tl.constexpr,
-    K: tl.constexpr,
-    G: tl.constexpr,
-    H: tl.constexpr,
-    ROTATED: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    MERGE_G: tl.constexpr,
-    MERGE_CHUNKS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ITEMS: tl.constexpr,
-    AHEAD_ROWS: tl.constexpr,
-    AHEAD_STRIDE: tl.constexpr,
-    AHEAD_BYTES: tl.constexpr,
-    THREADS: tl.constexpr,
-):
-    """`decode_kernel`, and programs more, PROGRAMS over all heads, that fetch from `ahead`.
-
-    Grid (K, ITEMS + PROGRAMS / K).
-    """
-    item = tl.program_id(1)
-    if item >= ITEMS:
-        program = (item - ITEMS) * K + tl.program_id(0)
-        fetch_rows(ahead, program, AHEAD_ROWS, AHEAD_STRIDE, AHEAD_BYTES, THREADS)
-        return
-    _decode_item(
-        qkv,
-        cos_sin,
-        kv_pages,
-        page_table,
-        work,
-        first_page,
-        arrived,
-        alibi_slopes,
-        out,
-        partial_out,
-        partial_lse,
-        scale_log2,
-        WINDOW,
-        SOFT_CAP,
-        ALIBI,
-        max_pages,
-        K,
-        G,
-        H,
-        ROTATED,
-        PAGE_SIZE,
-        BLOCK_G,
-        BLOCK_H,
-        BLOCK_N,
-        MERGE_G,
-        MERGE_CHUNKS,
-        PRECISION,
-    )
 
 
 @triton.jit

@@ -8,7 +8,7 @@ import numpy as np
 
 from pallas_kernels.cached_attention import kernels
 from pallas_kernels.cached_attention.reference import places_in_array
-from pallas_kernels.fetch_ahead import PROGRAMS, Ahead, fetch_arguments, fetch_settings
+from pallas_kernels.fetch_ahead import PROGRAMS, Ahead, fetch_settings
 from pallas_kernels.paged_attention import ScoreOptions
 from pallas_kernels.paged_attention.config import DecodeConfig, MosaicPrefillConfig, decode_config, padded_head_dim
 from pallas_kernels.paged_attention.triton import LOG2_E, merge_sizes, paged_attention_triton
@@ -152,8 +152,8 @@ def _decode(
         # Written by the kernel, but 0 again when it ends, so that all layers may share one array.
         jnp.zeros(num_seqs * num_kv_heads, jnp.int32),
         seq_lens if slopes is None else slopes,
-        *fetch_arguments(ahead),
-        kernel=kernels.decode_kernel if ahead is None else kernels.decode_fetching_kernel,
+        seq_lens if ahead is None else ahead.weight,
+        kernel=kernels.decode_kernel,
         out_type=(
             jax.ShapeDtypeStruct((num_seqs, num_kv_heads, group, head_dim), qkv.dtype),
             partial_out,
@@ -180,7 +180,7 @@ def _decode(
         **merge_sizes(group, head_dim),
         # Products of 32-bit values keep their precision instead of being rounded to TF32.
         PRECISION="ieee" if qkv.dtype == jnp.float32 else "tf32",
-        **({} if ahead is None else {"ITEMS": num_items}),
+        ITEMS=0 if ahead is None else num_items,
         **fetch_settings(ahead, config.num_warps),
     )
     return results[0], pool[...]

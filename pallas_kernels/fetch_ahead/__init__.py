@@ -80,15 +80,8 @@ def fetched(num_rows: int, weight: jax.Array | None, *, one_part: bool = True) -
     return None if config is None else Ahead(weight.reshape(columns, size), config)
 
 
-def fetch_arguments(ahead: Ahead | None) -> tuple[jax.Array, ...]:
-    """The argument more of a kernel that fetches."""
-    return () if ahead is None else (ahead.weight,)
-
-
 def fetch_settings(ahead: Ahead | None, num_warps: int) -> dict[str, Any]:
-    """What a kernel that fetches, of so many warps a program, is compiled for besides."""
-    if ahead is None:
-        return {}
-    config = ahead.config
+    """What a kernel of so many warps a program is compiled for, to fetch or not."""
+    config = FetchConfig(0, 0, 0) if ahead is None else ahead.config
     sizes = {"AHEAD_ROWS": config.rows, "AHEAD_STRIDE": config.stride, "AHEAD_BYTES": config.size}
     return sizes | {"THREADS": 32 * num_warps}

@@ -22,64 +22,7 @@ def scale_normed(normed, scale, dtype: tl.constexpr, KIND: tl.constexpr):
 
 
 @triton.jit
-def _one_row(
-    x,
-    delta,
-    weight,
-    weight_row,
-    x_out,
-    normed_out,
-    eps: tl.constexpr,
-    KIND: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PARTS: tl.constexpr,
-    T: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64) * D
-    d = tl.arange(0, BLOCK_D)
-    inside = d < D
-    first = tl.load(weight_row).to(tl.int64) * D
-    stream = tl.load(x + row + d, mask=inside, other=0.0)
-    added = tl.load(delta + row + d, mask=inside, other=0.0).to(tl.float32)
-    for part in tl.static_range(1, PARTS):
-        added += tl.load(delta + part * T * D + row + d, mask=inside, other=0.0)
-    scale = tl.load(weight + first + d, mask=inside, other=0.0)
-    # As if the sum of the parts were the product itself, which is in the dtype of the stream.
-    total = stream.to(tl.float32) + added.to(stream.dtype).to(tl.float32)
-    # The residual stream is kept in its own dtype, and what is normalised is what is kept.
-    stream = total.to(x_out.dtype.element_ty)
-    tl.store(x_out + row + d, stream, mask=inside)
-    total = stream.to(tl.float32)
-    normed = total * tl.rsqrt(tl.sum(total * total, 0) / D + eps)
-    tl.store(normed_out + row + d, scale_normed(normed, scale, stream.dtype, KIND), mask=inside)
-
-
-@triton.jit
 def residual_norm_kernel(
-    x,
-    delta,
-    weight,
-    weight_row,
-    x_out,
-    normed_out,
-    eps: tl.constexpr,
-    KIND: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PARTS: tl.constexpr,
-    T: tl.constexpr,
-):
-    """Row program_id(0): x + delta to x_out, and its norm to normed_out. Grid (T,). delta is [PARTS, T, D]; the weight
-    is row weight_row [1] of weight [N, D].
-
-    T is 0 with one part: only with several does it matter, and a kernel for each T is compiled.
-    """
-    _one_row(x, delta, weight, weight_row, x_out, normed_out, eps, KIND, D, BLOCK_D, PARTS, T)
-
-
-@triton.jit
-def residual_norm_fetching_kernel(
     x,
     delta,
     weight,
@@ -98,8 +41,29 @@ def residual_norm_fetching_kernel(
     AHEAD_BYTES: tl.constexpr,
     THREADS: tl.constexpr,
 ):
-    """`residual_norm_kernel`, and PROGRAMS programs more, that fetch from `ahead`. Grid (T + PROGRAMS,)."""
-    if tl.program_id(0) < T:
-        _one_row(x, delta, weight, weight_row, x_out, normed_out, eps, KIND, D, BLOCK_D, PARTS, T)
-    else:
-        fetch_rows(ahead, tl.program_id(0) - T, AHEAD_ROWS, AHEAD_STRIDE, AHEAD_BYTES, THREADS)
+    """Row program_id(0): x + delta to x_out, and its norm to normed_out. Grid (T,). delta is [PARTS, T, D]; the weight
+    is row weight_row [1] of weight [N, D]. With AHEAD_ROWS, the programs from T on fetch from `ahead`.
+
+    T is 0 with one part and nothing to fetch: only otherwise does it matter, and a kernel for each T is compiled.
+    """
+    if AHEAD_ROWS > 0:
+        if tl.program_id(0) >= T:
+            fetch_rows(ahead, tl.program_id(0) - T, AHEAD_ROWS, AHEAD_STRIDE, AHEAD_BYTES, THREADS)
+            return
+    row = tl.program_id(0).to(tl.int64) * D
+    d = tl.arange(0, BLOCK_D)
+    inside = d < D
+    first = tl.load(weight_row).to(tl.int64) * D
+    stream = tl.load(x + row + d, mask=inside, other=0.0)
+    added = tl.load(delta + row + d, mask=inside, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, PARTS):
+        added += tl.load(delta + part * T * D + row + d, mask=inside, other=0.0)
+    scale = tl.load(weight + first + d, mask=inside, other=0.0)
+    # As if the sum of the parts were the product itself, which is in the dtype of the stream.
+    total = stream.to(tl.float32) + added.to(stream.dtype).to(tl.float32)
+    # The residual stream is kept in its own dtype, and what is normalised is what is kept.
+    stream = total.to(x_out.dtype.element_ty)
+    tl.store(x_out + row + d, stream, mask=inside)
+    total = stream.to(tl.float32)
+    normed = total * tl.rsqrt(tl.sum(total * total, 0) / D + eps)
+    tl.store(normed_out + row + d, scale_normed(normed, scale, stream.dtype, KIND), mask=inside)

@@ -2,9 +2,9 @@
 
 import jax
 
-from pallas_kernels.fetch_ahead import PROGRAMS, Ahead, fetch_arguments, fetch_settings
+from pallas_kernels.fetch_ahead import PROGRAMS, Ahead, fetch_settings
 from pallas_kernels.platform import PTX_VERSION
-from pallas_kernels.residual_norm.kernels import residual_norm_fetching_kernel, residual_norm_kernel
+from pallas_kernels.residual_norm.kernels import residual_norm_kernel
 from pallas_kernels.residual_norm.reference import NormKind
 from pallas_kernels.triton_call import triton_call
 
@@ -35,8 +35,9 @@ def residual_norm_triton(
         delta,
         weight,
         weight_row,
-        *fetch_arguments(ahead),
-        kernel=residual_norm_fetching_kernel if fetching else residual_norm_kernel,
+        # Without anything to fetch any array, for a kernel's arguments are fixed.
+        weight if ahead is None else ahead.weight,
+        kernel=residual_norm_kernel,
         out_type=(stream, stream),
         grid=(num_rows + PROGRAMS if fetching else num_rows,),
         name="residual_norm",
