@@ -21,7 +21,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from jaxserve.model_directory import resolve_model
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import load_config
 from jaxserve.request import Request, SamplingParams
+from jaxserve.runner.buckets import Bucket
+from jaxserve.runner.model_runner import DispatchedStep
 from jaxserve.step import StepPlan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,6 +96,25 @@ class StepBench:
         if sum(gained for _, gained in steps) != sum(num_out for _, num_out in lengths):
             raise RuntimeError("the engine generated another number of tokens than asked for")
         return steps
+
+    def compile_for(self, cases: Iterable[list[tuple[int, int]]]) -> None:
+        """Compile the shapes that the steps of such requests have, and no others: the requests are scheduled and no
+        step of theirs runs."""
+        runner: Any = self._llm.core.runner
+        buckets: dict[Bucket, None] = {}
+
+        def note(bucket: Bucket, plan: StepPlan) -> DispatchedStep:
+            buckets[bucket] = None
+            return DispatchedStep(None, None, len(plan.slots))  # type: ignore[arg-type]
+
+        call, collect = runner._call, runner.collect
+        runner._call, runner.collect = note, lambda handle: [0] * handle.num_seqs
+        try:
+            for lengths in cases:
+                self.run(lengths)
+        finally:
+            runner._call, runner.collect = call, collect
+        runner.compile_buckets(buckets)
 
     def settle(self, lengths: list[tuple[int, int]]) -> None:
         """Run requests like those that will be measured, and once more if steps asked for shapes that were not
@@ -181,8 +202,8 @@ def main() -> None:
     parser.add_argument(
         "--compile-as-met",
         action="store_true",
-        help="compile no shape ahead, for a run of few cases; give --num-pages too, so that XLA has memory to try "
-        "kernels in",
+        help="compile only the shapes that the cases meet; give --num-pages too, so that XLA has memory to try kernels "
+        "in",
     )
     parser.add_argument(
         "--split-stream-rows",
@@ -237,17 +258,34 @@ def main() -> None:
         bench.run([(16, 1)])
         add({"case": "start to first token", "seconds": time.perf_counter() - started})
     cases = args.cases.split(",")
+    decode = []
     for batch in args.batches if "decode" in cases else ():
         num_in, num_out = DECODE_ALONE if batch == 1 else DECODE_TOGETHER
-        if batch > llm.info.max_num_seqs or not bench.fits(batch, scaled(num_in) + max(8, scaled(num_out))):
-            continue
-        add(bench.decode(batch, scaled(num_in), max(8, scaled(num_out))))
-    if "prefill" in cases:
-        batch, num_in = PREFILL_CASE
-        add(bench.prefill(batch, min(scaled(num_in), llm.info.limits.max_model_len - 1)))
+        num_in, num_out = scaled(num_in), max(8, scaled(num_out))
+        if batch <= llm.info.max_num_seqs and bench.fits(batch, num_in + num_out):
+            decode.append((batch, num_in, num_out))
+    prefill = (
+        [(PREFILL_CASE[0], min(scaled(PREFILL_CASE[1]), llm.info.limits.max_model_len - 1))]
+        if "prefill" in cases
+        else []
+    )
+    trace = []
     if "trace" in cases:
         pairs = json.loads(TRACE.read_text())["requests"]
-        add(bench.trace([(scaled(a), scaled(b)) for a, b in pairs[: scaled(len(pairs))]]))
+        trace.append([(scaled(a), scaled(b)) for a, b in pairs[: scaled(len(pairs))]])
+    if args.compile_as_met:
+        bench.compile_for(
+            [[(num_in, num_out)] * batch for batch, num_in, num_out in decode]
+            + [[(num_in, 1)] * batch for batch, num_in in prefill]
+            + trace
+        )
+        add({"case": "compiled", "seconds": time.perf_counter() - started})
+    for case in decode:
+        add(bench.decode(*case))
+    for prompts in prefill:
+        add(bench.prefill(*prompts))
+    for lengths in trace:
+        add(bench.trace(lengths))
     if args.json:
         print(json.dumps(record))
         return

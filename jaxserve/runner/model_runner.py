@@ -1,7 +1,7 @@
 """ModelRunner: keeps weights, pool and state on the devices, and starts one compiled step after the other."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,11 +129,19 @@ class ModelRunner:
         if everything and rest:
             self._steps.update(compile_all(rest, self._compile, on_progress))
             first, rest = first + rest, []
-        # A new executable makes XLA forget its CUDA graphs, and a first run is not captured: hence two, after all.
-        for bucket in first * 2:
-            self.collect(self._call(bucket, StepPlan(step_id=0)))
+        self._run_on_padding(first)
         if rest:
             self._background = BackgroundCompiler(sorted(rest), self._compile, lambda: self._last_dispatch)
+
+    def compile_buckets(self, buckets: Collection[Bucket], on_progress: ProgressCallback = no_progress) -> None:
+        """Compile these alone in parallel threads, for those who know which steps will run.
+
+        Args:
+            buckets: of this runner.
+            on_progress: told how many are compiled.
+        """
+        self._steps.update(compile_all(list(buckets), self._compile, on_progress))
+        self._run_on_padding(buckets)
 
     def finish_compiling(self, *, wanted_only: bool = False) -> bool:
         """Wait for the background, so that a measurement does not meet it.
@@ -197,6 +205,11 @@ class ModelRunner:
             return closest
         self._background.want(closest)
         return self._buckets.pick(num_tokens, kind, decode_only=decode_only, ready=self._steps)
+
+    def _run_on_padding(self, buckets: Collection[Bucket]) -> None:
+        # A new executable makes XLA forget its CUDA graphs, and a first run is not captured: hence two, after all.
+        for bucket in [*buckets, *buckets]:
+            self.collect(self._call(bucket, StepPlan(step_id=0)))
 
     def _compile(self, bucket: Bucket) -> StepCall:
         return StepCall(self._compiler.load(bucket), self._weights, self._compiler.results)
