@@ -56,7 +56,6 @@ def attend(
     window: int | None = None,
     soft_cap: float | None = None,
     alibi_slopes: jax.Array | None = None,
-    next_weight: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Rotate a step's queries and keys, write its keys and values into a layer's pages, attend over them.
 
@@ -74,7 +73,6 @@ def attend(
         window: keys that each query sees, its own included; None is all.
         soft_cap: c in c * tanh(score / c); None leaves scores as they are.
         alibi_slopes: [K, G] float32, split over K like the heads; None adds no bias.
-        next_weight: [N, K, G, H], what the attended values are multiplied by next, split over K.
 
     Returns:
         The attended values [T, K, G, H] and the pages with the step's tokens in the layer's.
@@ -85,7 +83,7 @@ def attend(
     options = (("scale", scale), ("window", window), ("soft_cap", soft_cap), ("decode_only", m.decode_only))
     where = m.slot_mapping, m.page_table, m.query_start_loc, m.seq_lens
     attended: tuple[jax.Array, jax.Array] = _attend_locally(
-        mesh, options, qkv, cos_sin, kv_pages, *where, first_page, alibi_slopes, next_weight
+        mesh, options, qkv, cos_sin, kv_pages, *where, first_page, alibi_slopes
     )
     return attended
 
@@ -99,15 +97,12 @@ def _attend_locally(mesh: Mesh, options: tuple[tuple[str, Any], ...], *args: jax
     @partial(
         jax.shard_map,
         mesh=mesh,
-        in_specs=(heads, whole, KV_PAGES_SPEC, whole, whole, whole, whole, whole, P(TENSOR_AXIS), heads),
+        in_specs=(heads, whole, KV_PAGES_SPEC, whole, whole, whole, whole, whole, P(TENSOR_AXIS)),
         out_specs=(heads, KV_PAGES_SPEC),
         check_vma=False,
     )
     def local(*args: jax.Array) -> tuple[jax.Array, jax.Array]:
-        *arguments, first_page, slopes, after = args
-        after = None if after is None else after.reshape(after.shape[0], -1)
-        return cached_attention(
-            *arguments, first_page=first_page, alibi_slopes=slopes, next_weight=after, **dict(options)
-        )
+        *arguments, first_page, slopes = args
+        return cached_attention(*arguments, first_page=first_page, alibi_slopes=slopes, **dict(options))
 
     return local(*args)

@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from jaxserve.layers.parameter import abstract_param
-from jaxserve.layers.split_weight import SplitWeight
 from jaxserve.sharding import TENSOR_AXIS, constrain, tensor_parallel_size
 from pallas_kernels.all_reduce import Peers, all_reduce, all_to_all, argmax_over_devices
 from pallas_kernels.skinny_matmul import scores_matmul
@@ -36,11 +35,6 @@ class VocabTable(nnx.Module):
         self.weight = abstract_param(mesh, (rows, hidden_size), ("vocab", "embed"), dtype)
         self.vocab_size = vocab_size
         self.mesh = mesh
-
-    @property
-    def first_weight(self) -> SplitWeight:
-        """What hidden states are multiplied by to score tokens."""
-        return SplitWeight(self.weight[...], split_axis=0)
 
     def embed(self, token_ids: jax.Array, peers: Peers | None = None) -> jax.Array:
         """[T] int32 to [T, D]. Ids outside the vocabulary (padding) give values of no meaning.

@@ -10,7 +10,6 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from jaxserve.layers.parameter import abstract_param
-from jaxserve.layers.split_weight import SplitWeight
 from jaxserve.sharding import TENSOR_AXIS, tensor_parallel_size
 from pallas_kernels.residual_norm.reference import sum_parts
 from pallas_kernels.skinny_matmul import gated_matmul, skinny_matmul
@@ -30,7 +29,7 @@ def multiply_columns(x: jax.Array, weight: jax.Array, mesh: Mesh, *, split_axis:
     """
 
     def local(x: jax.Array, weight: jax.Array) -> jax.Array:
-        parts = skinny_matmul(x, weight.reshape(-1, weight.shape[-1]), one_part=True)
+        parts = skinny_matmul(x, weight.reshape(-1, weight.shape[-1]))
         return sum_parts(parts, x.dtype).reshape(x.shape[0], *weight.shape[:-1])
 
     if tensor_parallel_size(mesh) > 1:
@@ -129,11 +128,6 @@ class QKVProjection(nnx.Module):
         self.weight = abstract_param(mesh, (*shape, hidden_size), (*axes, "embed"), dtype)
         self.bias = abstract_param(mesh, shape, axes, dtype) if bias else None
         self.mesh = mesh
-
-    @property
-    def first_weight(self) -> SplitWeight:
-        """What the input is multiplied by."""
-        return SplitWeight(self.weight[...], split_axis=0)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[T, D] to queries [T, K, G, H], keys [T, K, H] and values [T, K, H]."""

@@ -9,7 +9,6 @@ from jax.typing import DTypeLike
 
 from jaxserve.layers.linear import multiply_columns, multiply_gated, multiply_split
 from jaxserve.layers.parameter import abstract_param
-from jaxserve.layers.split_weight import SplitWeight
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
@@ -94,11 +93,6 @@ class FeedForward(nnx.Module):
 
     down_proj: DownProjection
 
-    @property
-    def first_weight(self) -> SplitWeight:
-        """What the input is multiplied by."""
-        raise NotImplementedError
-
     def in_parts(self, x: jax.Array) -> jax.Array:
         """[T, D] to [parts, T, D] as `multiply_split` leaves them."""
         return self.down_proj.in_parts(self._inner(x))
@@ -135,11 +129,6 @@ class GatedMLP(FeedForward):
         self.activation = activation
         self.mesh = mesh
 
-    @property
-    def first_weight(self) -> SplitWeight:
-        """Both matrices."""
-        return SplitWeight(self.gate_up_proj.weight[...], split_axis=1)
-
     def _inner(self, x: jax.Array) -> jax.Array:
         if self.activation == "silu" and self.gate_up_proj.bias is None:
             return multiply_gated(x, self.gate_up_proj.weight[...], self.mesh)
@@ -172,11 +161,6 @@ class PlainMLP(FeedForward):
         self.up_proj = UpProjection(hidden_size, intermediate_size, bias=bias, mesh=mesh, dtype=dtype)
         self.down_proj = DownProjection(hidden_size, intermediate_size, bias=bias, mesh=mesh, dtype=dtype)
         self.activation = activation
-
-    @property
-    def first_weight(self) -> SplitWeight:
-        """The first matrix."""
-        return SplitWeight(self.up_proj.weight[...], split_axis=0)
 
     def _inner(self, x: jax.Array) -> jax.Array:
         return activate(self.up_proj(x), self.activation)

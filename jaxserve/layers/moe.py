@@ -14,7 +14,6 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from jaxserve.layers.parameter import abstract_param
-from jaxserve.layers.split_weight import SplitWeight
 from jaxserve.sharding import TENSOR_AXIS, constrain, partition_spec
 from pallas_kernels.grouped_matmul import expert_mlp
 from pallas_kernels.residual_norm.reference import sum_parts
@@ -98,11 +97,6 @@ class RoutedExperts(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, D] to [T, D], summed over the devices."""
         return constrain(sum_parts(self.in_parts(x), x.dtype), self.mesh)
-
-    @property
-    def first_weight(self) -> SplitWeight | None:
-        """None: which matrices the input is multiplied by depends on the tokens."""
-        return None
 
     def in_parts(self, x: jax.Array) -> jax.Array:
         """[T, D] to [devices, T, D], a part of each device. A row's result does not depend on the other rows."""

@@ -13,7 +13,6 @@ from jax.typing import DTypeLike
 
 from jaxserve.layers.device_sum import PARTS_SPEC, sum_over_devices
 from jaxserve.layers.parameter import abstract_param
-from jaxserve.layers.split_weight import SplitWeight
 from jaxserve.sharding import TENSOR_AXIS, tensor_parallel_size
 from pallas_kernels.all_reduce import Peers, all_reduce, all_reduce_residual_norm
 from pallas_kernels.residual_norm import NormKind as RMSNormKind
@@ -131,12 +130,7 @@ def _layer_norm(x: jax.Array, weight: jax.Array, bias: jax.Array, eps: float) ->
 
 
 def add_and_norm(
-    x: jax.Array,
-    delta: jax.Array | None,
-    norm: HiddenNorm | None,
-    mesh: Mesh,
-    peers: Peers | None,
-    next_weight: SplitWeight | None = None,
+    x: jax.Array, delta: jax.Array | None, norm: HiddenNorm | None, mesh: Mesh, peers: Peers | None
 ) -> tuple[jax.Array, jax.Array]:
     """Add to the residual stream and normalise it.
 
@@ -147,7 +141,6 @@ def add_and_norm(
         norm: None leaves the sum as it is.
         mesh: the devices.
         peers: how they reach each other's memory; None leaves sums over them to XLA.
-        next_weight: what the norm is multiplied by next.
 
     Returns:
         The sum, split by its rows from SPLIT_STREAM_ROWS on, and its norm, whole on every device.
@@ -166,26 +159,17 @@ def add_and_norm(
             x, delta, norm.weights, norm.row
         )
         return summed
-    after, after_spec = (None, whole) if next_weight is None else (next_weight.weight, next_weight.spec)
     if delta.ndim == 3 and tensor_parallel_size(mesh) > 1:
         reduced = partial(all_reduce_residual_norm, axis_name=TENSOR_AXIS, eps=norm.eps, kind=norm.rms_kind)
-        specs = (whole, PARTS_SPEC, whole, rows, whole, after_spec)
-        summed = jax.shard_map(
-            lambda *args: reduced(*args[:-1], next_weight=args[-1]),
-            mesh=mesh,
-            in_specs=specs,
-            out_specs=(whole, whole),
-            check_vma=False,
-        )(x, delta, norm.weights, peers, norm.row, after)
+        specs = (whole, PARTS_SPEC, whole, rows, whole)
+        summed = jax.shard_map(reduced, mesh=mesh, in_specs=specs, out_specs=(whole, whole), check_vma=False)(
+            x, delta, norm.weights, peers, norm.row
+        )
         return summed
     fused = partial(residual_norm, eps=norm.eps, kind=norm.rms_kind)
-    summed = jax.shard_map(
-        lambda *args: fused(*args[:-1], next_weight=args[-1]),
-        mesh=mesh,
-        in_specs=(whole, whole, whole, whole, after_spec),
-        out_specs=(whole, whole),
-        check_vma=False,
-    )(x, delta, norm.weights, norm.row, after)
+    summed = jax.shard_map(fused, mesh=mesh, in_specs=(whole,) * 4, out_specs=(whole, whole), check_vma=False)(
+        x, delta, norm.weights, norm.row
+    )
     return summed
 
 

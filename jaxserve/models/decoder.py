@@ -98,7 +98,6 @@ class SelfAttention(nnx.Module):
             window=self.window,
             soft_cap=self.soft_cap,
             alibi_slopes=positions.alibi_slopes,
-            next_weight=self.o_proj.weight[...],
         )
         return self.o_proj.in_parts(out), kv_pages
 
@@ -152,15 +151,14 @@ class DecoderLayer(nnx.Module):
             The residual stream, what is to be added to it, and the pages with the step's tokens in them.
         """
         norms = {name: first_norm[number] for number, name in enumerate(self.norms)}
-        first = self.self_attn.qkv_proj.first_weight
-        x, normed = add_and_norm(x, delta, norms.get("attention_norm"), self.mesh, peers, first)
+        x, normed = add_and_norm(x, delta, norms.get("attention_norm"), self.mesh, peers)
         attended, kv_pages = self.self_attn(normed, positions, metadata, kv_pages, first_page, peers)
         attended = self._finished(attended, norms.get("attention_post_norm"), peers)
         mlp_norm, mlp_post_norm = norms.get("mlp_norm"), norms.get("mlp_post_norm")
         if self.parallel:
             out = self.mlp.in_parts(normed if mlp_norm is None else mlp_norm(x))
             return x, self._both(attended, self._finished(out, mlp_post_norm, peers), peers), kv_pages
-        x, normed = add_and_norm(x, attended, mlp_norm, self.mesh, peers, self.mlp.first_weight)
+        x, normed = add_and_norm(x, attended, mlp_norm, self.mesh, peers)
         return x, self._finished(self.mlp.in_parts(normed), mlp_post_norm, peers), kv_pages
 
     def _finished(self, parts: jax.Array, post_norm: HiddenNorm | None, peers: Peers | None) -> jax.Array:
@@ -286,7 +284,7 @@ class Decoder(nnx.Module):
             where = metadata, kv_pages, first_page, peers
             x, delta, kv_pages = _run_layer(graphdef, state, x, delta, self.norms[i * num_norms], positions, *where)
         last = self.norms[len(self.layers) * num_norms]
-        return add_and_norm(x, delta, last, self.mesh, peers, self._head.first_weight)[1], kv_pages
+        return add_and_norm(x, delta, last, self.mesh, peers)[1], kv_pages
 
     def _positions(self, positions: jax.Array) -> TokenPositions:
         def rows(table: nnx.Param[jax.Array] | None) -> jax.Array | None:

@@ -15,7 +15,6 @@ from pallas_kernels.all_reduce.reference import (
     argmax_over_devices_reference,
 )
 from pallas_kernels.all_reduce.workspace import Peers
-from pallas_kernels.fetch_ahead import fetched
 from pallas_kernels.platform import Implementation, pick_implementation
 from pallas_kernels.residual_norm import NormKind, residual_norm
 from pallas_kernels.residual_norm.api import check_norm_weight, stacked
@@ -70,7 +69,6 @@ def all_reduce_residual_norm(
     axis_name: str,
     eps: float,
     kind: NormKind = "rms",
-    next_weight: jax.Array | None = None,
     implementation: Implementation | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """`all_reduce`, with `residual_norm` of what comes of it in the same kernel.
@@ -84,7 +82,6 @@ def all_reduce_residual_norm(
         axis_name: the mesh axis.
         eps: added to the mean square.
         kind: as in `residual_norm`.
-        next_weight: as in `residual_norm`.
         implementation: as in `all_reduce`; after XLA's collective, `residual_norm` picks its own.
 
     Returns:
@@ -103,15 +100,12 @@ def all_reduce_residual_norm(
         raise ValueError(f"unknown kind {kind!r}; there are: {', '.join(get_args(NormKind))}")
     if _pick(implementation, peers, *x.shape, x.dtype) == "reference":
         summed = all_reduce_reference(parts, x.dtype, axis_name)
-        options = {"eps": eps, "kind": kind, "next_weight": next_weight, "implementation": implementation}
-        return residual_norm(x, summed, weight, weight_row, **options)
+        return residual_norm(x, summed, weight, weight_row, eps=eps, kind=kind, implementation=implementation)
     # As above.
     from pallas_kernels.all_reduce.triton import all_reduce_residual_norm_triton
 
     assert peers is not None
-    norm = stacked(weight, weight_row)
-    ahead = fetched(x.shape[0], next_weight)
-    return all_reduce_residual_norm_triton(x, parts, *norm, peers, eps=eps, kind=kind, ahead=ahead)
+    return all_reduce_residual_norm_triton(x, parts, *stacked(weight, weight_row), peers, eps=eps, kind=kind)
 
 
 def argmax_over_devices(

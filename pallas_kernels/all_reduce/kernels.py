@@ -22,7 +22,6 @@ row.
 import triton
 import triton.language as tl
 
-from pallas_kernels.fetch_ahead.kernels import fetch_rows
 from pallas_kernels.residual_norm.kernels import scale_normed
 
 # $0 is a result that nobody reads. The 16 bytes of a line are written, and read, as two halves with a flag each.
@@ -395,7 +394,6 @@ def all_reduce_residual_norm_kernel(
     weight,
     weight_row,
     table,
-    ahead,
     x_out,
     normed_out,
     eps: tl.constexpr,
@@ -413,18 +411,9 @@ def all_reduce_residual_norm_kernel(
     MAX_ROWS: tl.constexpr,
     ROW_LINES: tl.constexpr,
     POLLS: tl.constexpr,
-    T: tl.constexpr,
-    AHEAD_ROWS: tl.constexpr,
-    AHEAD_STRIDE: tl.constexpr,
-    AHEAD_BYTES: tl.constexpr,
-    THREADS: tl.constexpr,
 ):
     """As `all_reduce_kernel`; the sum is added to x, to x_out, and the norm of that goes to normed_out. The norm's
-    weight is row weight_row [1] of weight [N, D]. With AHEAD_ROWS, the programs from T on fetch from `ahead`."""
-    if AHEAD_ROWS > 0:
-        if tl.program_id(0) >= T:
-            fetch_rows(ahead, tl.program_id(0) - T, AHEAD_ROWS, AHEAD_STRIDE, AHEAD_BYTES, THREADS)
-            return
+    weight is row weight_row [1] of weight [N, D]."""
     dtype: tl.constexpr = x_out.dtype.element_ty
     V: tl.constexpr = 64 // dtype.primitive_bitwidth
     row = tl.program_id(0).to(tl.int64)

@@ -9,7 +9,6 @@ from jax.typing import DTypeLike
 from pallas_kernels.all_reduce import kernels
 from pallas_kernels.all_reduce.config import EXCHANGE_BLOCK, LINE_DATA_BYTES, POLLS, is_two_shot, row_config
 from pallas_kernels.all_reduce.workspace import Peers, WorkspaceLayout
-from pallas_kernels.fetch_ahead import PROGRAMS, Ahead, fetch_settings
 from pallas_kernels.platform import PTX_VERSION
 from pallas_kernels.residual_norm.reference import NormKind
 from pallas_kernels.triton_call import triton_call
@@ -70,13 +69,10 @@ def all_reduce_residual_norm_triton(
     eps: float,
     kind: NormKind,
     polls: int = POLLS,
-    ahead: Ahead | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """See `all_reduce_residual_norm`; `weight` is [N, D] here. `polls` bounds the waits, for tests; `ahead` is
-    a weight and what is fetched of it."""
+    """See `all_reduce_residual_norm`; `weight` is [N, D] here. `polls` bounds the waits, for tests."""
     num_rows, size = x.shape
     itemsize = x.dtype.itemsize
-    num_warps = row_config(size * itemsize).num_warps
     stream = jax.ShapeDtypeStruct(x.shape, x.dtype)
     results: tuple[jax.Array, jax.Array] = _call(
         x,
@@ -84,19 +80,14 @@ def all_reduce_residual_norm_triton(
         weight,
         weight_row,
         peers.table,
-        # Without anything to fetch any array, for a kernel's arguments are fixed.
-        weight if ahead is None else ahead.weight,
         kernel=kernels.all_reduce_residual_norm_kernel,
         out_type=(stream, stream),
-        grid=(num_rows if ahead is None else num_rows + PROGRAMS,),
+        grid=(num_rows,),
         name="all_reduce_residual_norm",
-        num_warps=num_warps,
+        num_warps=row_config(size * itemsize).num_warps,
         eps=eps,
         KIND=kind,
         **row_settings(parts.shape, itemsize, peers.layout, polls),
-        # A kernel for each number of rows is compiled.
-        T=0 if ahead is None else num_rows,
-        **fetch_settings(ahead, num_warps),
     )
     return results
 
@@ -145,6 +136,8 @@ def all_to_all_triton(values: jax.Array, peers: Peers, *, polls: int = POLLS) ->
         grid=(rows, pieces),
         name="all_to_all",
         num_warps=row_config(piece_bytes).num_warps,
+        # Compiled by XLA it has not run on GPUs yet (decision 23).
+        by_xla=False,
         ROWS=rows,
         D=size,
         PIECES=pieces,

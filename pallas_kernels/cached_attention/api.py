@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.cached_attention.reference import cached_attention_reference
-from pallas_kernels.fetch_ahead import fetched
 from pallas_kernels.paged_attention.api import (
     AttentionImplementation,
     ScoreOptions,
@@ -29,7 +28,6 @@ def cached_attention(
     soft_cap: float | None = None,
     alibi_slopes: jax.Array | None = None,
     decode_only: bool = False,
-    next_weight: jax.Array | None = None,
     implementation: AttentionImplementation | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Rotate a step's queries and keys, write its keys and values into the pool, and attend over the pool.
@@ -56,8 +54,6 @@ def cached_attention(
         soft_cap: c in c * tanh(s / c); None leaves scores as they are.
         alibi_slopes: [K, G] float32; None adds nothing.
         decode_only: promises that T == S and row i is the one query of sequence i, or padding.
-        next_weight: [N, D], what this device multiplies the attended values by next, which the kernel of decode_only
-            may bring near (`fetch_ahead`).
         implementation: `reference`, `triton`, `mosaic_gpu`, or None for the best that can run.
 
     Returns:
@@ -87,7 +83,6 @@ def cached_attention(
     from pallas_kernels.cached_attention.triton import cached_attention_triton
 
     prefill = pick_prefill(implementation, rows - 2, kv_pages, options)
-    ahead = fetched(num_tokens, next_weight, one_part=False) if decode_only else None
     return cached_attention_triton(
-        *arguments, first_page=first_page, **options, decode_only=decode_only, prefill=prefill, ahead=ahead
+        *arguments, first_page=first_page, **options, decode_only=decode_only, prefill=prefill
     )

@@ -9,7 +9,6 @@ Rotation needs each head's other half. It is loaded a second time rather than mo
 import triton
 import triton.language as tl
 
-from pallas_kernels.fetch_ahead.kernels import fetch_rows
 from pallas_kernels.paged_attention.kernels import load_slopes, log2_scores, merge_chunks, visit_keys
 
 
@@ -40,7 +39,6 @@ def decode_kernel(
     first_page,
     arrived,
     alibi_slopes,
-    ahead,
     out,
     partial_out,
     partial_lse,
@@ -60,11 +58,6 @@ def decode_kernel(
     MERGE_G: tl.constexpr,
     MERGE_CHUNKS: tl.constexpr,
     PRECISION: tl.constexpr,
-    ITEMS: tl.constexpr,
-    AHEAD_ROWS: tl.constexpr,
-    AHEAD_STRIDE: tl.constexpr,
-    AHEAD_BYTES: tl.constexpr,
-    THREADS: tl.constexpr,
 ):
     """One program: one sequence's query, for one kv head's group, over one chunk of the keys written before.
 
@@ -73,14 +66,10 @@ def decode_kernel(
     that token, counted like the page table from first_page [1], the row of kv_pages where the layer's pages begin. The
     last chunk also takes the new token's own key and value, straight from qkv, and writes them into the pool; no other
     program reads them. The last program to arrive at a sequence's counter merges its chunks, and leaves the counter at
-    0. With AHEAD_ROWS, the programs from ITEMS on fetch from `ahead`.
+    0.
     """
     head = tl.program_id(0)
     item = tl.program_id(1)
-    if AHEAD_ROWS > 0:
-        if item >= ITEMS:
-            fetch_rows(ahead, (item - ITEMS) * K + head, AHEAD_ROWS, AHEAD_STRIDE, AHEAD_BYTES, THREADS)
-            return
     seq = tl.load(work + item * 8)
     begin = tl.load(work + item * 8 + 1)
     end = tl.load(work + item * 8 + 2)

@@ -8,7 +8,6 @@ import numpy as np
 
 from pallas_kernels.cached_attention import kernels
 from pallas_kernels.cached_attention.reference import places_in_array
-from pallas_kernels.fetch_ahead import PROGRAMS, Ahead, fetch_settings
 from pallas_kernels.paged_attention import ScoreOptions
 from pallas_kernels.paged_attention.config import DecodeConfig, MosaicPrefillConfig, decode_config, padded_head_dim
 from pallas_kernels.paged_attention.triton import LOG2_E, merge_sizes, paged_attention_triton
@@ -32,13 +31,11 @@ def cached_attention_triton(
     decode_only: bool = False,
     decode: DecodeConfig | None = None,
     prefill: MosaicPrefillConfig | None = None,
-    ahead: Ahead | None = None,
     **options: Unpack[ScoreOptions],
 ) -> tuple[jax.Array, jax.Array]:
-    """See `cached_attention`. `decode` overrides the tile sizes of the decode kernel, `prefill` the prefill kernel;
-    `ahead` is a weight and what the decode kernel fetches of it."""
+    """See `cached_attention`. `decode` overrides the tile sizes of the decode kernel, `prefill` the prefill kernel."""
     if decode_only:
-        return _decode(qkv, cos_sin, kv_pages, page_table, seq_lens, first_page, decode, ahead, options)
+        return _decode(qkv, cos_sin, kv_pages, page_table, seq_lens, first_page, decode, options)
     slot_mapping, page_table = places_in_array(slot_mapping, page_table, first_page, kv_pages.shape[2])
     q, kv_pages = _rotate_and_write(qkv, cos_sin, kv_pages, slot_mapping)
     out = paged_attention_triton(q, kv_pages, page_table, query_start_loc, seq_lens, **options, prefill=prefill)
@@ -129,7 +126,6 @@ def _decode(
     seq_lens: jax.Array,
     first_page: jax.Array | None,
     config: DecodeConfig | None,
-    ahead: Ahead | None,
     options: ScoreOptions,
 ) -> tuple[jax.Array, jax.Array]:
     num_seqs, num_kv_heads, rows, head_dim = qkv.shape
@@ -152,14 +148,13 @@ def _decode(
         # Written by the kernel, but 0 again when it ends, so that all layers may share one array.
         jnp.zeros(num_seqs * num_kv_heads, jnp.int32),
         seq_lens if slopes is None else slopes,
-        seq_lens if ahead is None else ahead.weight,
         kernel=kernels.decode_kernel,
         out_type=(
             jax.ShapeDtypeStruct((num_seqs, num_kv_heads, group, head_dim), qkv.dtype),
             partial_out,
             jax.ShapeDtypeStruct(partial_out.shape[:-1], jnp.float32),
         ),
-        grid=(num_kv_heads, num_items if ahead is None else num_items + -(-PROGRAMS // num_kv_heads)),
+        grid=(num_kv_heads, num_items),
         name="cached_attention_decode",
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -180,8 +175,6 @@ def _decode(
         **merge_sizes(group, head_dim),
         # Products of 32-bit values keep their precision instead of being rounded to TF32.
         PRECISION="ieee" if qkv.dtype == jnp.float32 else "tf32",
-        ITEMS=0 if ahead is None else num_items,
-        **fetch_settings(ahead, config.num_warps),
     )
     return results[0], pool[...]
 

@@ -5,7 +5,6 @@ from typing import get_args
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.fetch_ahead import fetched
 from pallas_kernels.platform import Implementation, pick_implementation
 from pallas_kernels.residual_norm.reference import NormKind, residual_norm_reference
 
@@ -21,7 +20,6 @@ def residual_norm(
     *,
     eps: float,
     kind: NormKind = "rms",
-    next_weight: jax.Array | None = None,
     implementation: Implementation | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Add to the residual stream, and normalise it by its root mean square (Zhang and Sennrich 2019).
@@ -39,8 +37,6 @@ def residual_norm(
         kind: `rms` rounds the normed values to x's dtype before the weight scales them, as Llama does;
             `rms_rounded_last` scales in float32 first, as OLMo 2 does; `rms_plus_one` likewise, by 1 + the weight, as
             Gemma does.
-        next_weight: [..., D], what this device multiplies the norm by next, which the kernel may bring near
-            (`fetch_ahead`).
         implementation: `reference`, `triton`, or None for the best: Triton on a GPU for more than FEW_ROWS rows, or
             several parts.
 
@@ -64,8 +60,7 @@ def residual_norm(
     # Loaded only here: jax_triton is not needed where the reference runs.
     from pallas_kernels.residual_norm.triton import residual_norm_triton
 
-    ahead = fetched(x.shape[0], next_weight)
-    return residual_norm_triton(x, delta, *stacked(weight, weight_row), eps=eps, kind=kind, ahead=ahead)
+    return residual_norm_triton(x, delta, *stacked(weight, weight_row), eps=eps, kind=kind)
 
 
 def check_norm_weight(weight: jax.Array, weight_row: jax.Array | None, size: int) -> None:

@@ -6,8 +6,6 @@
 import triton
 import triton.language as tl
 
-from pallas_kernels.fetch_ahead.kernels import fetch_rows
-
 
 @triton.jit
 def scale_normed(normed, scale, dtype: tl.constexpr, KIND: tl.constexpr):
@@ -27,7 +25,6 @@ def residual_norm_kernel(
     delta,
     weight,
     weight_row,
-    ahead,
     x_out,
     normed_out,
     eps: tl.constexpr,
@@ -36,20 +33,12 @@ def residual_norm_kernel(
     BLOCK_D: tl.constexpr,
     PARTS: tl.constexpr,
     T: tl.constexpr,
-    AHEAD_ROWS: tl.constexpr,
-    AHEAD_STRIDE: tl.constexpr,
-    AHEAD_BYTES: tl.constexpr,
-    THREADS: tl.constexpr,
 ):
     """Row program_id(0): x + delta to x_out, and its norm to normed_out. Grid (T,). delta is [PARTS, T, D]; the weight
-    is row weight_row [1] of weight [N, D]. With AHEAD_ROWS, the programs from T on fetch from `ahead`.
+    is row weight_row [1] of weight [N, D].
 
-    T is 0 with one part and nothing to fetch: only otherwise does it matter, and a kernel for each T is compiled.
+    T is 0 with one part: only with several does it matter, and a kernel for each T is compiled.
     """
-    if AHEAD_ROWS > 0:
-        if tl.program_id(0) >= T:
-            fetch_rows(ahead, tl.program_id(0) - T, AHEAD_ROWS, AHEAD_STRIDE, AHEAD_BYTES, THREADS)
-            return
     row = tl.program_id(0).to(tl.int64) * D
     d = tl.arange(0, BLOCK_D)
     inside = d < D

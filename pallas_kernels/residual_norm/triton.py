@@ -2,7 +2,6 @@
 
 import jax
 
-from pallas_kernels.fetch_ahead import PROGRAMS, Ahead, fetch_settings
 from pallas_kernels.platform import PTX_VERSION
 from pallas_kernels.residual_norm.kernels import residual_norm_kernel
 from pallas_kernels.residual_norm.reference import NormKind
@@ -20,28 +19,22 @@ def residual_norm_triton(
     eps: float,
     kind: NormKind,
     num_warps: int | None = None,
-    ahead: Ahead | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """See `residual_norm`; `weight` is [N, D] here. `num_warps` overrides the warps of a program, for tuning; `ahead`
-    is a weight and what is fetched of it."""
+    """See `residual_norm`; `weight` is [N, D] here. `num_warps` overrides the warps of a program, for tuning."""
     num_rows, size = x.shape
     num_parts = delta.shape[0] if delta.ndim == 3 else 1
     block = 1 << (size - 1).bit_length()
     stream = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    fetching = ahead is not None
-    num_warps = num_warps or max(1, min(16, block // (32 * VALUES_A_THREAD)))
     results: tuple[jax.Array, jax.Array] = triton_call(
         x,
         delta,
         weight,
         weight_row,
-        # Without anything to fetch any array, for a kernel's arguments are fixed.
-        weight if ahead is None else ahead.weight,
         kernel=residual_norm_kernel,
         out_type=(stream, stream),
-        grid=(num_rows + PROGRAMS if fetching else num_rows,),
+        grid=(num_rows,),
         name="residual_norm",
-        num_warps=num_warps,
+        num_warps=num_warps or max(1, min(16, block // (32 * VALUES_A_THREAD))),
         num_stages=1,
         backend_options={"ptx_version": PTX_VERSION},
         eps=eps,
@@ -49,7 +42,6 @@ def residual_norm_triton(
         D=size,
         BLOCK_D=block,
         PARTS=num_parts,
-        T=num_rows if num_parts > 1 or fetching else 0,
-        **fetch_settings(ahead, num_warps),
+        T=num_rows if num_parts > 1 else 0,
     )
     return results

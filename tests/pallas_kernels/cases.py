@@ -7,8 +7,6 @@ import numpy as np
 from pallas_kernels.paged_attention.arg_specs import BatchSpec, HeadSpec
 
 SCALE = 0.3
-# The arguments of `cached_attention`, in order.
-CACHED_NAMES = ("qkv", "cos_sin", "kv_pages", "slot_mapping", "page_table", "query_start_loc", "seq_lens")
 # What may become of a score, and where it shows: windows narrower and wider than a tile, caps that bite.
 SCORES: dict[str, dict[str, Any]] = {
     "window of 5": {"window": 5},
@@ -68,32 +66,3 @@ def attention_case(
     padding = rng.standard_normal((3, *q_rows[0].shape[1:])).astype(np.float32)
     q = np.concatenate([*q_rows, padding])
     return (q, pool, page_table, query_start_loc, seq_lens), np.concatenate(expected)
-
-
-def cached_attention_arguments(
-    heads: HeadSpec, batch: BatchSpec, *, rotated: int, decode_only: bool
-) -> dict[str, np.ndarray]:
-    """What cached_attention takes; the slots that the step writes hold NaN before."""
-    rng = np.random.default_rng(3)
-    (q, pool, page_table, query_start_loc, seq_lens), _ = attention_case(heads, batch, rng)
-    page_size, num_slots = pool.shape[2], pool.shape[0] * pool.shape[2]
-    num_tokens = len(seq_lens) if decode_only else len(q)
-    slot_mapping = num_slots + np.arange(num_tokens, dtype=np.int32)
-    for row, (first, total) in enumerate(zip(query_start_loc, seq_lens, strict=False)):
-        queries = query_start_loc[row + 1] - first
-        positions = np.arange(total - queries, total)
-        slots = page_table[row, positions // page_size] * page_size + positions % page_size
-        slot_mapping[first : first + queries] = slots
-        pool[slots // page_size, :, slots % page_size] = np.nan
-    shape = (num_tokens, heads.num_kv_heads, heads.group + 2, heads.head_dim)
-    angles = rng.uniform(0, 2 * np.pi, (num_tokens, rotated // 2))
-    values = (
-        rng.standard_normal(shape).astype(np.float32),
-        np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32),
-        pool,
-        slot_mapping,
-        page_table,
-        query_start_loc,
-        seq_lens,
-    )
-    return {name: value for name, value in zip(CACHED_NAMES, values, strict=True) if rotated or name != "cos_sin"}

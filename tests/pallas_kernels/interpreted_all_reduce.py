@@ -11,7 +11,6 @@ in its next program, and because owners of rows send their sums only now; and on
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
 from unittest import mock
 
 import jax
@@ -86,7 +85,7 @@ def second_of_three(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.stack([other, weight, other]), jnp.ones(1, jnp.int32)
 
 
-def run(arrays: dict[str, np.ndarray], options: dict, ahead: Any = None) -> tuple[np.ndarray, ...]:
+def run(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, ...]:
     """Three calls on each rank, of the given rows.
 
     The second call has half of the rows, or of the columns where they are exchanged, so that rows are at different
@@ -120,9 +119,7 @@ def run(arrays: dict[str, np.ndarray], options: dict, ahead: Any = None) -> tupl
             if "x" not in arrays:
                 return [launching.all_reduce_triton(parts, jnp.dtype(dtype), peers, polls=1)]
             x, weights = jnp.asarray(arrays["x"])[rows], second_of_three(jnp.asarray(arrays["weight"]))
-            return list(
-                launching.all_reduce_residual_norm_triton(x, parts, *weights, peers, polls=1, **options, ahead=ahead)
-            )
+            return list(launching.all_reduce_residual_norm_triton(x, parts, *weights, peers, polls=1, **options))
 
         together = list(range(num_ranks))
         with summing_in_two_shots(two_shot[turn]):

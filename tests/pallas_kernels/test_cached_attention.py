@@ -10,15 +10,42 @@ import pytest
 from pallas_kernels.cached_attention import cached_attention, rotate
 from pallas_kernels.kv_cache_update import kv_cache_update
 from pallas_kernels.paged_attention import paged_attention
-from pallas_kernels.paged_attention.arg_specs import BATCHES, HEADS, BatchSpec
+from pallas_kernels.paged_attention.arg_specs import BATCHES, HEADS, BatchSpec, HeadSpec
 from pallas_kernels.paged_attention.config import DecodeConfig
-from tests.pallas_kernels.cases import CACHED_NAMES, SCALE, SCORES, slopes
-from tests.pallas_kernels.cases import cached_attention_arguments as arguments
+from tests.pallas_kernels.cases import SCALE, SCORES, attention_case, slopes
 from tests.pallas_kernels.interpreter import KernelCase, interpret_cases
 
+NAMES = ("qkv", "cos_sin", "kv_pages", "slot_mapping", "page_table", "query_start_loc", "seq_lens")
 OTHERS = 7.5
 DECODE = DecodeConfig(block_n=16, num_warps=4, num_stages=2, programs_per_sm=1)
 ONE_LONG = BatchSpec(((1, 3), (1, 900), (1, 16), (1, 17), (1, 1)))
+
+
+def arguments(heads: HeadSpec, batch: BatchSpec, *, rotated: int, decode_only: bool) -> dict[str, np.ndarray]:
+    """What cached_attention takes; the slots that the step writes hold NaN before."""
+    rng = np.random.default_rng(3)
+    (q, pool, page_table, query_start_loc, seq_lens), _ = attention_case(heads, batch, rng)
+    page_size, num_slots = pool.shape[2], pool.shape[0] * pool.shape[2]
+    num_tokens = len(seq_lens) if decode_only else len(q)
+    slot_mapping = num_slots + np.arange(num_tokens, dtype=np.int32)
+    for row, (first, total) in enumerate(zip(query_start_loc, seq_lens, strict=False)):
+        queries = query_start_loc[row + 1] - first
+        positions = np.arange(total - queries, total)
+        slots = page_table[row, positions // page_size] * page_size + positions % page_size
+        slot_mapping[first : first + queries] = slots
+        pool[slots // page_size, :, slots % page_size] = np.nan
+    shape = (num_tokens, heads.num_kv_heads, heads.group + 2, heads.head_dim)
+    angles = rng.uniform(0, 2 * np.pi, (num_tokens, rotated // 2))
+    values = (
+        rng.standard_normal(shape).astype(np.float32),
+        np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32),
+        pool,
+        slot_mapping,
+        page_table,
+        query_start_loc,
+        seq_lens,
+    )
+    return {name: value for name, value in zip(NAMES, values, strict=True) if rotated or name != "cos_sin"}
 
 
 def among_other_layers(args: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray, slice]:
@@ -116,7 +143,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[np
         if special.get("layers"):
             args, extra["first_page"], _ = among_other_layers(args)
         right = cached_attention(
-            *(jnp.asarray(args[n]) if n in args else None for n in CACHED_NAMES), scale=SCALE, **scores, **extra
+            *(jnp.asarray(args[n]) if n in args else None for n in NAMES), scale=SCALE, **scores, **extra
         )
         expected[name] = ([np.asarray(a) for a in right], sum(n for n, _ in batch.sequences))
         options = {"operation": "cached_attention", "scale": SCALE, "decode_only": decode_only}
