@@ -9,8 +9,8 @@ import jax
 
 # What XLA's assembler of CUDA 12.8 and later reads; Triton's newest default may be ahead of it.
 PTX_VERSION = 87
-# Whether XLA compiles Triton kernels itself (`triton_ir`). Off until more of them ran so on a GPU.
-TRITON_BY_XLA = os.environ.get("PALLAS_KERNELS_XLA_TRITON") == "1"
+# Whether XLA compiles Triton kernels itself (`triton_ir`), or Triton does.
+TRITON_BY_XLA = os.environ.get("PALLAS_KERNELS_XLA_TRITON", "1") == "1"
 NUM_SMS = 132  # streaming multiprocessors of an H100 or H200; only how work is cut depends on it
 
 

@@ -2,9 +2,9 @@
 
 jax_triton hands XLA a call to a function that launches the kernel. XLA asks that function before each run whether it is
 ready, which it finds out by hashing the kernel's whole text, and in a CUDA graph the call is a graph within the graph.
-In a step of some hundred kernels that is most of the time the host spends. XLA also takes the text of a kernel itself
-(`__gpu$xla.gpu.ptx`) and then treats it as it does those that it made: a node of the graph, loaded once. And it takes
-Triton's intermediate code, to compile it itself (`triton_ir`).
+In a step of some hundred kernels that is most of the time the host spends. XLA also takes Triton's intermediate code,
+to compile it itself (`triton_ir`), and then treats it as it does those that it made: a node of the graph, loaded once,
+which may begin early. And it takes the text of a kernel that Triton compiled (`__gpu$xla.gpu.ptx`), which may not.
 """
 
 import ctypes
@@ -24,8 +24,8 @@ from jax_triton import triton_lib
 from pallas_kernels import platform
 from pallas_kernels.triton_ir import as_xla_reads_it, intermediate_code
 
-# Marks the calls of this project among all that jax_triton lowers.
-_OURS = b"jaxserve"
+# Marks the calls of this project among all that jax_triton lowers, and those that XLA is not to compile.
+_OURS, _COMPILED_BY_TRITON = b"jaxserve", b"jaxserve, compiled by Triton"
 _PTX_TARGET, _IR_TARGET = "__gpu$xla.gpu.ptx", "__gpu$xla.gpu.triton"
 # The CUDA version that the PTX version of `platform` came with: 12.8, as drivers tell it.
 _CUDA_VERSION = 12080
@@ -55,17 +55,18 @@ _kernels: dict[Any, _Kernel] = {}
 _intermediate: dict[Any, tuple[str, str]] = {}
 
 
-def triton_call(*args: Any, **settings: Any) -> Any:
+def triton_call(*args: Any, by_xla: bool = True, **settings: Any) -> Any:
     """`jax_triton.triton_call`, but launched by XLA where the kernel takes nothing but arrays.
 
     Args:
         args: arrays and references to arrays. Kernels that take numbers too are launched by jax_triton.
+        by_xla: XLA may compile it; if not, Triton does.
         settings: as of `jax_triton.triton_call`.
 
     Returns:
         What `jax_triton.triton_call` returns.
     """
-    return _jax_triton_call(*args, serialized_metadata=_OURS, **settings)
+    return _jax_triton_call(*args, serialized_metadata=_OURS if by_xla else _COMPILED_BY_TRITON, **settings)
 
 
 @cache
@@ -82,21 +83,24 @@ def driver_reads_ptx() -> bool:
     return cuda_version.value >= _CUDA_VERSION
 
 
-def launched_by() -> Literal["jax_triton", "ptx", "ir"]:
+def launched_by(*, by_xla: bool = True) -> Literal["jax_triton", "ptx", "ir"]:
     """How kernels of nothing but arrays reach the GPU, on which it depends what is compiled.
+
+    Args:
+        by_xla: as of `triton_call`.
 
     Returns:
         "ir": by XLA from Triton's intermediate code. "ptx": by XLA from their text. "jax_triton": by jax_triton, if the
         driver is too old to assemble that; jax_triton brings its own assembler.
     """
-    if platform.TRITON_BY_XLA:
+    if by_xla and platform.TRITON_BY_XLA:
         return "ir"
     return "ptx" if driver_reads_ptx() else "jax_triton"
 
 
 def _lower(ctx: mlir.LoweringRuleContext, *arrays: Any, **params: Any) -> Sequence[Any]:
     """In place of jax_triton's rule, which gets what is not of this project or takes more than arrays."""
-    way = launched_by()
+    way = launched_by(by_xla=params["serialized_metadata"] != _COMPILED_BY_TRITON)
     leaves = None if way == "jax_triton" else _leaves(ctx, params)
     aliases = dict(params["input_output_aliases"])
     found = None
@@ -171,7 +175,8 @@ def _leaves(ctx: mlir.LoweringRuleContext, params: Mapping[str, Any]) -> list[An
     """The kernel's arguments in order, arrays and placeholders of results; None if XLA cannot launch it by itself."""
     function = triton_lib.TritonFunction(params["fn"])
     plain = function.autotuner is None and function.heuristics is None and not params["zeroed_outputs"]
-    if params["serialized_metadata"] != _OURS or not plain or params["backend_options"]["num_ctas"] != 1:
+    ours = params["serialized_metadata"] in (_OURS, _COMPILED_BY_TRITON)
+    if not ours or not plain or params["backend_options"]["num_ctas"] != 1:
         return None
     special = (triton_lib._StaticArg, triton_lib._OutputPlaceholder, triton_lib.TensorDescriptor)
     leaves = jax.tree.leaves(params["in_tree"].unflatten(ctx.avals_in), is_leaf=lambda leaf: isinstance(leaf, special))

@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Times kernels of a decode step alone on a GPU: attention with its rotation and cache write, products of few rows.
+"""Times how the kernel of decoding attention may be cut, with its rotation and cache write, on a GPU.
 
-    python scripts/bench_decode_kernels.py attention [--context 640] [--batch 1 8 32 128 256] [--json FILE]
-    python scripts/bench_decode_kernels.py products [--rows 8 32] [--shards 2] [--json FILE]
+    python scripts/bench_decode_kernels.py [--context 640] [--batch 1 8 32 128 256] [--json FILE]
 
-Llama-3-8B's shapes, bfloat16; with --shards, the part of each matrix that one of so many GPUs holds. Each variant runs
-as a chain in one executable, one link a layer with a pool or a weight of its own, so that nothing is found in the
-cache; a link depends on the last one through a small operation, whose own time is measured and taken off. The floor is
-bytes over 4.3 TB/s, an H200's copy bandwidth. Results are written as they come.
+Llama-3-8B's shapes, bfloat16. Each variant runs as a chain in one executable, one link a layer with a pool of its own,
+so that nothing is found in the cache; a link depends on the last one through a small operation, whose own time is
+measured and taken off. The floor is bytes over 4.3 TB/s, an H200's copy bandwidth. Results are written as they come.
+Products are timed by `bench_products.py`.
 """
 
 import argparse
@@ -17,7 +16,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +26,6 @@ import numpy as np
 from pallas_kernels.cached_attention.triton import cached_attention_triton
 from pallas_kernels.paged_attention.arg_specs import HEADS
 from pallas_kernels.paged_attention.config import DecodeConfig
-from pallas_kernels.skinny_matmul.config import (
-    MAX_STREAM_COLUMNS,
-    MAX_STREAM_ROWS,
-    SkinnyConfig,
-    StreamConfig,
-    one_tile_each,
-)
-from pallas_kernels.skinny_matmul.mosaic_gpu import stream_matmul
-from pallas_kernels.skinny_matmul.triton import skinny_matmul_triton
 
 BYTES_PER_SECOND = 4.3e12
 HEADS_SPEC = HEADS["llama-3-8b"]
@@ -59,16 +48,6 @@ ATTENTION = [
         (128, 8, 3, 4, 512),
     ]
 ]
-# (columns, summed axis) of the products, and which of the two is split over GPUs.
-PRODUCTS = {"qkv": (6144, 4096, 0), "o": (4096, 4096, 1), "gate_up": (28672, 4096, 0), "down": (4096, 14336, 1)}
-# How each is tried: the Triton kernel, and (parts, values of a row a block) of the Mosaic GPU kernel.
-STREAM = [(1, 64), (1, 128), (2, 64), (2, 128), (4, 64), (4, 128)]
-SKINNY = [
-    SkinnyConfig(*sizes)
-    for sizes in [(16, 256, 2, 4), (32, 256, 4, 4), (32, 128, 2, 6, 2), (64, 128, 4, 5, 2), (64, 128, 2, 4, 4)]
-]
-
-Link = Callable[[Any, Any], Any]
 
 
 def time_chains(variants: dict[str, Callable[..., Any]], args: tuple[Any, ...], links: int) -> dict[str, float]:
@@ -137,44 +116,6 @@ def attention(batch: int, context: int) -> dict[str, Any]:
     return report(f"attention, batch {batch}, context {context}", floor, times)
 
 
-def products(rows: int, name: str, shards: int) -> dict[str, Any]:
-    """XLA's product and each config of the kernels, on `rows` rows. Whoever reads several parts sums them."""
-    *shape, split = PRODUCTS[name]
-    shape[split] //= shards
-    columns, size = shape
-    links = 16 if columns * size < 1 << 25 else 8
-    make = jax.jit(lambda key: jax.random.normal(key, (columns, size), jnp.bfloat16) * 0.02)
-    weights = tuple(make(jax.random.key(i)) for i in range(links))
-    x = jax.random.normal(jax.random.key(99), (rows, size), jnp.bfloat16)
-
-    def chain(multiply: Link) -> Callable[..., Any]:
-        def run(x: Any, weights: Any) -> Any:
-            for weight in weights:
-                x = x + multiply(x, weight)[:, :1].astype(x.dtype) * 1e-3
-            return x, weights
-
-        return run
-
-    def skinny(config: SkinnyConfig) -> Link:
-        return jax.jit(lambda x, weight: skinny_matmul_triton(x, weight, config).sum(0))
-
-    def stream(config: StreamConfig) -> Link:
-        return jax.jit(lambda x, weight: stream_matmul(x, weight, config).sum(0))
-
-    variants = {"nothing": chain(lambda x, _: x[:, ::-1]), "xla": chain(lambda x, w: jnp.einsum("td,nd->tn", x, w))}
-    if rows <= 32:
-        variants |= {f"triton {astuple(c)}": chain(skinny(c)) for c in SKINNY if size % (c.parts * c.block_d) == 0}
-    for parts, block_d in STREAM:
-        config = one_tile_each(columns, parts=parts, block_d=block_d)
-        if size % (parts * block_d) == 0 and columns <= MAX_STREAM_COLUMNS and rows <= MAX_STREAM_ROWS:
-            variants[f"mosaic_gpu {astuple(config)}"] = chain(stream(config))
-    return report(
-        f"{name}, {columns} x {size}, {rows} rows",
-        columns * size * 2 / BYTES_PER_SECOND * 1e6,
-        time_chains(variants, (x, weights), links),
-    )
-
-
 def report(case: str, floor: float, times: dict[str, float]) -> dict[str, Any]:
     """Print a case's times, the fastest first, and return them without what the chain itself takes."""
     nothing = times.pop("nothing")
@@ -188,24 +129,15 @@ def report(case: str, floor: float, times: dict[str, float]) -> dict[str, Any]:
 def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=["attention", "products"])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32, 128, 256])
     parser.add_argument("--context", type=int, default=640)
-    parser.add_argument("--rows", type=int, nargs="+", default=[8, 32])
-    parser.add_argument("--shards", type=int, default=1, help="GPUs that the matrices are split over (default: 1)")
-    parser.add_argument("--products", nargs="+", default=list(PRODUCTS), choices=list(PRODUCTS))
     parser.add_argument("--json", type=Path, help="write all results here")
     args = parser.parse_args()
-    runs: list[Callable[[], dict[str, Any]]] = []
-    if "attention" in args.what:
-        runs += [partial(attention, batch, args.context) for batch in args.batch]
-    if "products" in args.what:
-        runs += [partial(products, rows, name, args.shards) for rows in args.rows for name in args.products]
     cases = []
-    for run in runs:
-        cases.append(run())
+    for batch in args.batch:
+        cases.append(attention(batch, args.context))
         if args.json:
-            record = {"device": jax.devices()[0].device_kind, "shards": args.shards, "cases": cases}
+            record = {"device": jax.devices()[0].device_kind, "cases": cases}
             args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -3,19 +3,22 @@
 
     python scripts/bench_products.py --check --json FILE             # Llama-3.1-8B's matrices on a GPU
     python scripts/bench_products.py --tp 2 --rows 1 32              # what one of two GPUs holds of them
+    python scripts/bench_products.py --tp 4 --rows 128 --tune        # also other ways to cut them
 
 A product is timed as a step runs it: queries, keys and values (qkv) alone; gate and up with SwiGLU; the two that end
 in the residual stream (out, down) with the sum and norm after them; the scores of the next token (head) alone. Each
 timing is of several with weights of their own, so that none is found in the cache, in one CUDA graph: from the start
 of its first kernel to the end of its last as the profiler saw them, which adds about half a microsecond a kernel. The
-floor is the weights' bytes over the bandwidth. Mosaic GPU's kernels are timed where steps have others, too.
+floor is the weights' bytes over the bandwidth.
 """
 
 import argparse
 import json
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,15 +34,13 @@ from pallas_kernels.residual_norm import residual_norm
 from pallas_kernels.residual_norm.reference import sum_parts
 from pallas_kernels.skinny_matmul import scores_matmul
 from pallas_kernels.skinny_matmul.config import (
-    FEW_ROWS,
+    SHARED_BYTES,
+    SkinnyConfig,
     gated_config,
-    gated_triton_config,
     scores_config,
     skinny_config,
-    stream_config,
     tiled_gated_config,
 )
-from pallas_kernels.skinny_matmul.mosaic_gpu import stream_gated_matmul, stream_matmul
 from pallas_kernels.skinny_matmul.reference import gated_matmul_reference, skinny_matmul_reference
 from pallas_kernels.skinny_matmul.tiled import tiled_gated_matmul
 from pallas_kernels.skinny_matmul.triton import gated_matmul_triton, skinny_matmul_triton
@@ -51,16 +52,30 @@ WEIGHTS = 12  # of each matrix
 WEIGHT_BYTES = 16 << 30  # of all of them
 TOLERANCE = 1.5e-2  # of bfloat16, over the largest value
 
+# Other ways to cut a product, in one, two and four parts, and a gated one or scores, in one.
+CUTS = [SkinnyConfig(*c) for c in ((64, 128, 4, 5), (64, 128, 4, 3), (64, 64, 4, 8), (64, 64, 4, 5), (128, 64, 8, 4))]
+WIDE_CUTS = [SkinnyConfig(*c) for c in ((64, 128, 4, 4), (64, 64, 4, 6), (128, 64, 8, 3), (128, 128, 8, 4))]
+
 Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def products(rows: int, columns: int, size: int, *, one_part: bool) -> dict[str, Product]:
+def cuts(rows: int, columns: int, size: int) -> Iterator[SkinnyConfig]:
+    """Those of a product that fit a card's shared memory, and do not leave most of it idle."""
+    for parts in (1, 2, 4):
+        for config in (replace(cut, parts=parts) for cut in CUTS):
+            shared = config.num_stages * 2 * config.block_d * (max(16, rows) + config.block_n)
+            programs = -(-columns // config.block_n) * parts
+            if size % (parts * config.block_d) == 0 and shared <= SHARED_BYTES and 60 <= programs <= 600:
+                yield config
+
+
+def products(rows: int, columns: int, size: int, *, tune: bool = False) -> dict[str, Product]:
     """[T, D] by [N, D] to [parts, T, N], by name."""
     found: dict[str, Product] = {"xla": skinny_matmul_reference}
     if (config := skinny_config(rows, columns, size)) is not None:
         found["triton"] = partial(skinny_matmul_triton, config=config)
-    if (stream := stream_config(max(rows, FEW_ROWS + 1), columns, size, one_part=one_part)) is not None:
-        found["mosaic_gpu"] = partial(stream_matmul, config=stream)
+    if tune:
+        found |= {f"triton {astuple(c)}": partial(skinny_matmul_triton, config=c) for c in cuts(rows, columns, size)}
     return found
 
 
@@ -76,47 +91,59 @@ def with_swiglu(product: Product, x: jax.Array, weight: jax.Array) -> jax.Array:
     return swiglu(sum_parts(parts, x.dtype).reshape(x.shape[0], *weight.shape[:2]))
 
 
+def scores_by(x: jax.Array, weight: jax.Array, config: SkinnyConfig) -> jax.Array:
+    return skinny_matmul_triton(x, weight, config, dtype=jnp.float32)[0]
+
+
 def alone(product: Product, x: jax.Array, weight: jax.Array) -> jax.Array:
     return sum_parts(product(x, weight), x.dtype)
 
 
-def cases(rows: int, model: str, tp: int) -> dict[str, tuple[tuple[int, ...], dict[str, Product]]]:
+def cases(rows: int, model: str, tp: int, *, tune: bool) -> dict[str, tuple[tuple[int, ...], dict[str, Product]]]:
     """By name, the weight's shape on one device, and the ways to compute the product with what reads it."""
     config = load_config(Path(model))
     hidden, inner = config.hidden_size, config.intermediate_size // tp
     heads = config.num_query_heads // tp * config.head_dim
     qkv = heads + 2 * config.num_kv_heads // tp * config.head_dim
     gated: dict[str, Product] = {
-        name: partial(with_swiglu, product)
-        for name, product in products(rows, 2 * inner, hidden, one_part=True).items()
+        name: partial(with_swiglu, product) for name, product in products(rows, 2 * inner, hidden).items()
     }
-    if (tiles := gated_config(max(rows, FEW_ROWS + 1), inner, hidden)) is not None:
-        gated["mosaic_gpu, gated"] = partial(stream_gated_matmul, config=tiles)
-    if (triton := gated_triton_config(rows, inner, hidden)) is not None:
-        gated["triton, gated"] = partial(gated_matmul_triton, config=triton)
+    if (few := gated_config(rows, inner, hidden)) is not None:
+        gated["triton, gated"] = partial(gated_matmul_triton, config=few)
     if (many := tiled_gated_config(rows, inner, hidden)) is not None:
         gated["mosaic_gpu, gated"] = partial(tiled_gated_matmul, config=many)
 
-    def ways(columns: int, size: int, reader: Any, *, one_part: bool) -> tuple[tuple[int, ...], dict[str, Product]]:
-        found = products(rows, columns, size, one_part=one_part)
+    def ways(columns: int, size: int, reader: Any) -> tuple[tuple[int, ...], dict[str, Product]]:
+        found = products(rows, columns, size, tune=tune)
         return (columns, size), {name: partial(reader, product) for name, product in found.items()}
 
+    if tune:
+        gated |= {f"triton, gated {astuple(c)}": partial(gated_matmul_triton, config=c) for c in WIDE_CUTS}
     scores: dict[str, Product] = {"xla": partial(scores_matmul, implementation="reference")}
     if scores_config(rows, config.vocab_size // tp, hidden) is not None:
-        scores["mosaic_gpu"] = partial(scores_matmul, implementation="mosaic_gpu")
+        scores["triton"] = partial(scores_matmul, implementation="triton")
+    if tune:
+        scores |= {f"triton {astuple(c)}": partial(scores_by, config=c) for c in WIDE_CUTS}
     return {
-        "qkv": ways(qkv, hidden, alone, one_part=True),
-        "out": ways(hidden, heads, with_norm, one_part=False),
+        "qkv": ways(qkv, hidden, alone),
+        "out": ways(hidden, heads, with_norm),
         "gate and up": ((2, inner, hidden), gated),
-        "down": ways(hidden, inner, with_norm, one_part=False),
+        "down": ways(hidden, inner, with_norm),
         "head": ((config.vocab_size // tp, hidden), scores),
     }
 
 
-def microseconds(compute: Product, x: jax.Array, weights: list[jax.Array]) -> float:
-    """A product's share of all of them, the median of several runs."""
+def compiled(compute: Product, x: jax.Array, weights: list[jax.Array]) -> Any:
+    """The products of x and each weight, in one executable; None if it needs more than the card has."""
     each = jax.jit(compute)
-    together = jax.jit(lambda x, weights: [each(x, weight) for weight in weights])
+    try:
+        return jax.jit(lambda x, weights: [each(x, weight) for weight in weights]).lower(x, weights).compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+
+
+def microseconds(together: Any, x: jax.Array, weights: list[jax.Array]) -> float:
+    """A product's share of all of them, the median of several runs."""
     for _ in range(3):
         jax.block_until_ready(together(x, weights))
     spans = []
@@ -145,6 +172,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 16, 32, 64])
     parser.add_argument("--products", nargs="+", default=["qkv", "out", "gate and up", "down", "head"])
     parser.add_argument("--ways", nargs="+", help="implementations to time (default: all that take it)")
+    parser.add_argument("--tune", action="store_true", help="time other ways to cut them, too")
     parser.add_argument("--check", action="store_true", help="compare with the reference first")
     parser.add_argument("--json", type=Path, help="write the JSON here, after each product")
     args = parser.parse_args()
@@ -157,7 +185,7 @@ def main() -> int:
         "cases": results,
     }
     for rows in args.rows:
-        for name, (shape, ways) in cases(rows, args.model, args.tp).items():
+        for name, (shape, ways) in cases(rows, args.model, args.tp, tune=args.tune).items():
             if name not in args.products:
                 continue
             ways = {way: compute for way, compute in ways.items() if way in (args.ways or ways)}
@@ -170,7 +198,10 @@ def main() -> int:
             if args.check:
                 result["error"] = {way: error(name, compute, x, weights[0]) for way, compute in ways.items()}
                 result["passed"] = all(e < TOLERANCE for e in result["error"].values())
-            result["us"] = {way: microseconds(compute, x, weights) for way, compute in ways.items()}
+            with ThreadPoolExecutor() as threads:
+                together = list(threads.map(partial(compiled, x=x, weights=weights), ways.values()))
+            runs = {way: run for way, run in zip(ways, together, strict=True) if run is not None}
+            result["us"] = {way: microseconds(run, x, weights) for way, run in runs.items()}
             results.append(result)
             print(json.dumps(result), flush=True)
             if args.json:

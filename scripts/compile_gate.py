@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
@@ -28,7 +28,8 @@ DUMP = tempfile.TemporaryDirectory()
 MOSAIC_DUMP = {"MOSAIC_GPU_DUMP_PTX": "1"}
 os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={DUMP.name} --xla_dump_hlo_as_text"
+FLAGS = f"--xla_dump_to={DUMP.name} --xla_dump_hlo_as_text --xla_gpu_fail_ptx_compilation_on_register_spilling=true"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -59,15 +60,15 @@ from pallas_kernels.sampling_floor import sampling_floor  # noqa: E402
 from pallas_kernels.sampling_floor.arg_specs import VOCABULARIES  # noqa: E402
 from pallas_kernels.skinny_matmul import api as skinny_api  # noqa: E402
 from pallas_kernels.skinny_matmul.config import (  # noqa: E402
+    MAX_SKINNY_ROWS,
+    SHARED_BYTES,
     gated_config,
-    gated_triton_config,
     scores_config,
-    stream_config,
+    skinny_config,
     tiled_gated_config,
 )
-from pallas_kernels.skinny_matmul.mosaic_gpu import stream_gated_matmul, stream_matmul  # noqa: E402
 from pallas_kernels.skinny_matmul.tiled import tiled_gated_matmul  # noqa: E402
-from pallas_kernels.skinny_matmul.triton import gated_matmul_triton  # noqa: E402
+from pallas_kernels.skinny_matmul.triton import gated_matmul_triton, skinny_matmul_triton  # noqa: E402
 from pallas_kernels.swiglu import api as swiglu_api  # noqa: E402
 
 NUM_LAYERS = 4
@@ -154,8 +155,30 @@ def h200(num_devices: int) -> Mesh:
 
 
 @contextmanager
+def on_hopper(*, mosaic: bool = True, skinny: bool = True) -> Iterator[None]:
+    """Lets kernels be chosen and lowered as on a Hopper GPU.
+
+    Args:
+        mosaic: prompts may be Mosaic GPU's.
+        skinny: products of few rows and gated ones may be kernels.
+    """
+    with ExitStack() as stack:
+        for module in (platform, skinny_api):
+            stack.enter_context(mock.patch.object(module, "triton_can_run", lambda: True))
+        for module in (api, skinny_api):
+            stack.enter_context(mock.patch.object(module, "is_hopper", lambda: True))
+        stack.enter_context(mock.patch.object(api, "MOSAIC_GPU_BY_DEFAULT", mosaic))
+        stack.enter_context(mock.patch.object(skinny_api, "SKINNY_BY_DEFAULT", skinny))
+        compute_capability = mock.patch.object(
+            triton_lib.triton_kernel_call_lib, "get_compute_capability", lambda device: 90
+        )
+        stack.enter_context(compute_capability)
+        yield
+
+
+@contextmanager
 def recorded_kernels() -> Iterator[list[CompiledKernel]]:
-    """Lets jax_triton compile for compute capability 9.0, and collects what it compiles."""
+    """Lets Triton compile kernels itself, and collects them: of what XLA makes of them only spilled registers show."""
     kernels: list[CompiledKernel] = []
     compile_ttir = triton_lib.compile_ttir_inplace
 
@@ -165,8 +188,9 @@ def recorded_kernels() -> Iterator[list[CompiledKernel]]:
         return result
 
     with (
+        on_hopper(),
+        mock.patch.object(platform, "TRITON_BY_XLA", False),
         mock.patch.object(triton_lib, "compile_ttir_inplace", compile_and_record),
-        mock.patch.object(triton_lib.triton_kernel_call_lib, "get_compute_capability", lambda device: 90),
     ):
         yield kernels
 
@@ -245,42 +269,35 @@ def check_mosaic(mesh: Mesh, heads: HeadSpec) -> list[str]:
     return check_mosaic_kernel(f"prefill_mosaic_gpu, {heads}", prefill, *args, may_spill=16)
 
 
-def check_stream(mesh: Mesh, columns: int, size: int, *, one_part: bool) -> list[str]:
-    """What is wrong with the Mosaic GPU kernel for products of a few rows."""
-    config = stream_config(32, columns, size, one_part=one_part)
-    assert config is not None
+def abstract_product(mesh: Mesh, num_rows: int, *weight: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """What a product takes: x [T, D] and weight [..., D]."""
     sharding = NamedSharding(mesh, PartitionSpec())
-    x, weight = (jax.ShapeDtypeStruct((n, size), "bfloat16", sharding=sharding) for n in (32, columns))
-    return check_mosaic_kernel(f"stream_matmul, {columns} x {size}", partial(stream_matmul, config=config), x, weight)
+    return tuple(
+        jax.ShapeDtypeStruct(shape, "bfloat16", sharding=sharding) for shape in ((num_rows, weight[-1]), weight)
+    )
 
 
-def abstract_gated(mesh: Mesh, num_rows: int, columns: int, size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """What a gated product takes: x [T, D] and weight [2, F, D]."""
-    sharding = NamedSharding(mesh, PartitionSpec())
-    shapes = (num_rows, size), (2, columns, size)
-    return tuple(jax.ShapeDtypeStruct(shape, "bfloat16", sharding=sharding) for shape in shapes)
-
-
-def check_gated(mesh: Mesh, columns: int, size: int) -> list[str]:
-    """What is wrong with the Mosaic GPU kernel for gated products of a few rows."""
-    config = gated_config(32, columns, size)
-    assert config is not None
-    where = f"stream_gated_matmul, {columns} x {size}"
-    args = abstract_gated(mesh, 32, columns, size)
-    return check_mosaic_kernel(where, partial(stream_gated_matmul, config=config), *args)
-
-
-def check_gated_triton(mesh: Mesh, num_rows: int, columns: int, size: int) -> list[str]:
-    """What is wrong with the Triton kernel for small gated products of a few rows."""
-    config = gated_triton_config(num_rows, columns, size)
-    assert config is not None
+def check_skinny(mesh: Mesh, num_rows: int, columns: int, size: int) -> list[str]:
+    """What is wrong with the Triton kernels for products, gated ones, and scores of a few rows."""
+    weight, matrices = (columns, size), (2, columns, size)
+    runs: list[tuple[Any, tuple[int, ...]]] = []
+    if (config := skinny_config(num_rows, *weight)) is not None:
+        runs.append((partial(skinny_matmul_triton, config=config), weight))
+    if (config := gated_config(num_rows, *weight)) is not None:
+        runs.append((partial(gated_matmul_triton, config=config), matrices))
+    if (config := scores_config(num_rows, *weight)) is not None:
+        runs.append((partial(skinny_matmul_triton, config=config, dtype=jnp.float32), weight))
     with recorded_kernels() as kernels:
-        jax.jit(partial(gated_matmul_triton, config=config)).trace(
-            *abstract_gated(mesh, num_rows, columns, size)
-        ).lower()
-    (kernel,) = kernels
-    where = f"{kernel.name}, {num_rows} rows, {columns} x {size}"
-    return kernel.spills(where) + ([] if "cp.async" in kernel.ptx else [f"{where}: no cp.async"])
+        for run, shape in runs:
+            jax.jit(run).trace(*abstract_product(mesh, num_rows, *shape)).lower()
+    problems = [] if len(kernels) == len(runs) > 0 else [f"{len(kernels)} kernels, not {len(runs)}"]
+    for kernel in kernels:
+        where = f"{kernel.name}, {num_rows} rows, {columns} x {size}"
+        problems += kernel.spills(where)
+        problems += [f"{where}: no {what}" for what in ("cp.async", "wgmma.mma_async") if what not in kernel.ptx]
+        if kernel.shared_bytes > SHARED_BYTES:
+            problems.append(f"{where}: {kernel.shared_bytes} bytes of shared memory")
+    return problems
 
 
 def check_tiled_gated(mesh: Mesh, num_rows: int, columns: int, size: int) -> list[str]:
@@ -288,18 +305,8 @@ def check_tiled_gated(mesh: Mesh, num_rows: int, columns: int, size: int) -> lis
     config = tiled_gated_config(num_rows, columns, size)
     assert config is not None
     where = f"tiled_gated_matmul, {num_rows} rows, {columns} x {size}"
-    args = abstract_gated(mesh, num_rows, columns, size)
+    args = abstract_product(mesh, num_rows, 2, columns, size)
     return check_mosaic_kernel(where, partial(tiled_gated_matmul, config=config), *args)
-
-
-def check_scores(mesh: Mesh, columns: int, size: int) -> list[str]:
-    """What is wrong with the Mosaic GPU kernel for the scores of a few sequences."""
-    config = scores_config(32, columns, size)
-    assert config is not None
-    sharding = NamedSharding(mesh, PartitionSpec())
-    x, weight = (jax.ShapeDtypeStruct((n, size), "bfloat16", sharding=sharding) for n in (32, columns))
-    product = partial(stream_matmul, config=config, dtype=jnp.float32)
-    return check_mosaic_kernel(f"scores, {columns} x {size}", product, x, weight)
 
 
 def check_sampler(mesh: Mesh, num_rows: int, vocab_size: int) -> list[str]:
@@ -351,24 +358,16 @@ def kernel_calls(text: str) -> list[str]:
     return [line for line in text.splitlines() if re.search(targets, line)]
 
 
-def check_step(
-    mesh: Mesh, bucket: Bucket, *, mosaic: bool = False, skinny: bool = False, tiled: bool = False
-) -> list[str]:
-    """What is wrong with the executable of one bucket, with the kernels that are not the default or without."""
+def check_step(mesh: Mesh, bucket: Bucket, *, mosaic: bool = False, skinny: bool = False) -> list[str]:
+    """What is wrong with the executable of one bucket, with the kernels of Hopper GPUs or without: for prompts Mosaic
+    GPU's, and those for products of few rows and gated ones."""
     pool = KVPoolSpec(NUM_LAYERS, 30011, 16, MODEL.num_kv_heads, MODEL.head_dim, jnp.dtype("bfloat16"))
     model = AbstractModel(mesh)
     # Layers are traced once for each shape: what was traced with other kernels must not be used again.
     jax.clear_caches()
     for old in Path(DUMP.name).iterdir():
         old.unlink()
-    with (
-        recorded_kernels(),
-        mock.patch.object(platform, "triton_can_run", lambda: True),
-        mock.patch.object(api, "is_hopper", lambda: True),
-        mock.patch.object(api, "MOSAIC_GPU_BY_DEFAULT", mosaic),
-        mock.patch.object(skinny_api, "SKINNY_BY_DEFAULT", skinny),
-        mock.patch.object(skinny_api, "_picks_mosaic", lambda: tiled),
-    ):
+    with on_hopper(mosaic=mosaic, skinny=skinny):
         step: Any = StepCompiler(model, model.weights, mesh, pool, 256, 256).compile(bucket)
     pool_bytes = pool.num_pages * pool.page_bytes
     memory = step.memory_analysis()
@@ -389,6 +388,8 @@ def check_step(
     )
 
     problems = []
+    few = bucket.num_tokens <= MAX_SKINNY_ROWS
+    tiled = skinny and not few
     if memory.alias_size_in_bytes < pool_bytes:
         problems.append(f"only {memory.alias_size_in_bytes} bytes written in place; the pool has {pool_bytes}")
     if memory.temp_size_in_bytes >= pool_bytes // NUM_LAYERS:
@@ -399,11 +400,12 @@ def check_step(
         problems.append(f"not one command buffer and a copy, but {outside[:8]}")
     if len(attention) != NUM_LAYERS * (1 if bucket.decode_only else 3):
         problems.append(f"{len(attention)} calls of attention in {NUM_LAYERS} layers")
-    if len(products) != (3 * NUM_LAYERS if skinny else 0):
+    # Those of layers, and scores. Of many rows gated ones alone, as XLA's others are as fast.
+    if len(products) != (3 * NUM_LAYERS + 1 if skinny and few else 0):
         problems.append(f"{len(products)} products of few rows in {NUM_LAYERS} layers")
     if len(norms) != (2 * NUM_LAYERS if skinny or bucket.num_tokens > FEW_ROWS else 0):
         problems.append(f"{len(norms)} sums with their norms in {NUM_LAYERS} layers")
-    if len(activations) != (NUM_LAYERS if bucket.num_tokens > swiglu_api.FEW_ROWS else 0):
+    if len(activations) != (NUM_LAYERS if skinny or bucket.num_tokens > swiglu_api.FEW_ROWS else 0):
         problems.append(f"{len(activations)} activations in {NUM_LAYERS} layers")
     if len(sampling) != (SAMPLER_KERNELS if bucket.sampler is SamplerKind.FULL else 0):
         problems.append(f"{len(sampling)} calls of kernels in the sampler")
@@ -458,24 +460,21 @@ def main() -> int:
     buckets = step_buckets()
     for name in ("llama-3-8b", "llama-2-7b", "demo", "smollm-135m"):
         problems += check_mosaic(mesh, HEADS[name])
-    for columns, size, one_part in ((6144, 4096, True), (4096, 4096, False), (4096, 14336, False)):
-        problems += check_stream(mesh, columns, size, one_part=one_part)
-    for columns, size in ((14336, 4096), (7168, 4096), (13824, 5120)):
-        problems += check_gated(mesh, columns, size)
-    for num_rows in (1, 32):
-        problems += check_gated_triton(mesh, num_rows, 3584, 4096)
+    for num_rows in (1, 32, 64):
+        problems += check_skinny(mesh, num_rows, 4096, 4096)
+    for num_rows, columns, size in ((1, 1536, 4096), (64, 14336, 4096), (64, 4096, 13696), (64, 32_064, 8192)):
+        problems += check_skinny(mesh, num_rows, columns, size)
     for num_rows, columns, size in ((256, 14336, 4096), (8192, 14336, 4096), (128, 3584, 4096)):
         problems += check_tiled_gated(mesh, num_rows, columns, size)
-    # Llama 3's, whole and over four devices, and Gemma 2's.
-    for columns, size in ((128_256, 4096), (32_064, 8192), (256_000, 3584)):
-        problems += check_scores(mesh, columns, size)
     for step in STEPS:
         problems += check_step(mesh, buckets[step])
     for step in STEPS:
         if not buckets[step].decode_only:
             problems += check_step(mesh, buckets[step], mosaic=True)
-    problems += check_step(mesh, buckets[1, True, SamplerKind.GREEDY], skinny=True)
-    problems += check_step(mesh, buckets[256, True, SamplerKind.GREEDY], tiled=True)
+    for num_tokens in (1, 64, 256):
+        problems += check_step(mesh, buckets[num_tokens, True, SamplerKind.GREEDY], skinny=True)
+    with mock.patch.object(platform, "TRITON_BY_XLA", False):
+        problems += check_step(mesh, buckets[1, True, SamplerKind.GREEDY], skinny=True)
     return report_problems(problems)
 
 

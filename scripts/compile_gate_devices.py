@@ -27,7 +27,6 @@ from jaxserve.runner.buckets import Bucket, SamplerKind
 from jaxserve.runner.kv_pool import KVPoolSpec
 from jaxserve.runner.step_compiler import StepCompiler
 from jaxserve.sharding import named_sharding
-from pallas_kernels import platform
 from pallas_kernels.all_reduce import (
     Peers,
     WorkspaceLayout,
@@ -87,7 +86,6 @@ def check_kernels(mesh: Mesh, size: int, dtype: str, num_parts: int, *, two_shot
     mapped = jax.shard_map(run, mesh=mesh, in_specs=(P(), P(AXIS), P(), P(AXIS)), out_specs=P(), check_vma=False)
     with (
         gate.recorded_kernels() as kernels,
-        mock.patch.object(platform, "triton_can_run", lambda: True),
         mock.patch.object(all_reduce_config, "TWO_SHOT_SAVED_BYTES", 0 if two_shot else 1 << 60),
     ):
         jax.jit(mapped).trace(*args).lower()
@@ -115,8 +113,7 @@ def check_step(mesh: Mesh, config: ModelConfig, bucket: Bucket, *, split_stream:
     jax.clear_caches()
     experts_gate.clear_dump()
     with (
-        gate.recorded_kernels(),
-        mock.patch.object(platform, "triton_can_run", lambda: True),
+        gate.on_hopper(),
         mock.patch.object(norm, "SPLIT_STREAM_ROWS", layout.max_rows + 1 if split_stream else None),
     ):
         step: Any = StepCompiler(model, model.weights, mesh, pool, 256, 256).compile(bucket)

@@ -24,7 +24,6 @@ from jaxserve.runner.buckets import Bucket, Buckets, SamplerKind
 from jaxserve.runner.kv_pool import KVPoolSpec
 from jaxserve.runner.step_compiler import StepCompiler
 from jaxserve.sharding import named_sharding
-from pallas_kernels import platform
 from pallas_kernels.grouped_matmul.arg_specs import EXPERTS, ExpertSpec
 from pallas_kernels.grouped_matmul.config import tile_rows
 
@@ -63,7 +62,7 @@ def check_kernels(mesh: Mesh, name: str, num_tokens: int, dtype: str) -> list[st
     experts = EXPERTS[name]
     layer = AbstractExperts(mesh, experts, dtype, num_layers=1)
     x = jax.ShapeDtypeStruct((num_tokens, experts.hidden_size), dtype, sharding=named_sharding(mesh))
-    with gate.recorded_kernels() as kernels, mock.patch.object(platform, "triton_can_run", lambda: True):
+    with gate.recorded_kernels() as kernels:
         jax.jit(layer.run_experts).trace(layer.weights, x).lower()
     rows = num_tokens * experts.num_experts_per_token
     many_rows = dtype != "float32" and tile_rows(rows, experts.num_experts, dtype) >= 64
@@ -86,7 +85,7 @@ def check_layers(mesh: Mesh, name: str, num_tokens: int) -> list[str]:
     layers = AbstractExperts(mesh, experts, "bfloat16", NUM_LAYERS)
     x = jax.ShapeDtypeStruct((num_tokens, experts.hidden_size), "bfloat16", sharding=named_sharding(mesh))
     clear_dump()
-    with gate.recorded_kernels(), mock.patch.object(platform, "triton_can_run", lambda: True):
+    with gate.on_hopper():
         compiled: Any = jax.jit(layers.run_experts).lower(layers.weights, x).compile()
     temporary = compiled.memory_analysis().temp_size_in_bytes
     where = f"{NUM_LAYERS} layers of {name}, {num_tokens} tokens"
@@ -130,8 +129,7 @@ def check_step(mesh: Mesh, bucket: Bucket) -> list[str]:
     clear_dump()
     with (
         mock.patch.object(gate, "MODEL", config),
-        gate.recorded_kernels(),
-        mock.patch.object(platform, "triton_can_run", lambda: True),
+        gate.on_hopper(),
     ):
         model = gate.AbstractModel(mesh)
         step: Any = StepCompiler(model, model.weights, mesh, pool, 256, 256).compile(bucket)

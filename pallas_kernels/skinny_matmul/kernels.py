@@ -1,6 +1,8 @@
 """The Triton kernels: products of few rows, which are as fast as the weights can be read.
 
-Weights lie outputs first, as in checkpoints, so a program reads a few whole rows of them from end to end.
+Weights lie outputs first, as in checkpoints, so a program reads a few whole rows of them from end to end. They are the
+first operand, and x transposed is the second: an operand of 64 rows the tensor cores read where it arrives, in shared
+memory (wgmma), and no thread has to carry it to them. The other way around x has too few.
 """
 
 # mypy: ignore-errors
@@ -36,13 +38,14 @@ def matmul_kernel(
     x_rows = x + rows[:, None] * D + d[None, :]
     # Columns past the end are computed twice and not stored.
     weight_rows = weight + tl.minimum(columns, N - 1).to(tl.int64)[:, None] * D + d[None, :]
-    acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+    acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
     for start in range(0, SIZE, BLOCK_D):
         some_x = tl.load(x_rows + start, mask=(rows < T)[:, None], other=0.0)
         some_weights = tl.load(weight_rows + start, eviction_policy="evict_first")
-        acc = tl.dot(some_x, tl.trans(some_weights), acc, input_precision=PRECISION)
+        acc = tl.dot(some_weights, tl.trans(some_x), acc, input_precision=PRECISION)
     inside = (rows < T)[:, None] & (columns < N)[None, :]
-    tl.store(out + (part * T + rows)[:, None] * N + columns[None, :], acc.to(out.dtype.element_ty), mask=inside)
+    product = tl.trans(acc).to(out.dtype.element_ty)
+    tl.store(out + (part * T + rows)[:, None] * N + columns[None, :], product, mask=inside)
 
 
 @triton.jit
@@ -69,14 +72,14 @@ def gated_matmul_kernel(
     # Columns past the end are computed twice and not stored.
     gate_rows = weight + tl.minimum(columns, F - 1).to(tl.int64)[:, None] * D + d[None, :]
     up_rows = gate_rows + F * D
-    gate = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
-    up = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
+    gate = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
+    up = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
     for start in range(0, D, BLOCK_D):
         some_x = tl.load(x_rows + start, mask=(rows < T)[:, None], other=0.0)
         some_gate = tl.load(gate_rows + start, eviction_policy="evict_first")
         some_up = tl.load(up_rows + start, eviction_policy="evict_first")
-        gate = tl.dot(some_x, tl.trans(some_gate), gate, input_precision=PRECISION)
-        up = tl.dot(some_x, tl.trans(some_up), up, input_precision=PRECISION)
+        gate = tl.dot(some_gate, tl.trans(some_x), gate, input_precision=PRECISION)
+        up = tl.dot(some_up, tl.trans(some_x), up, input_precision=PRECISION)
     inside = (rows < T)[:, None] & (columns < F)[None, :]
-    value = gate / (1.0 + tl.exp(-gate)) * up
+    value = tl.trans(gate / (1.0 + tl.exp(-gate)) * up)
     tl.store(out + rows[:, None] * F + columns[None, :], value.to(out.dtype.element_ty), mask=inside)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from pallas_kernels.platform import PTX_VERSION
 from pallas_kernels.skinny_matmul.config import SkinnyConfig
@@ -9,8 +10,13 @@ from pallas_kernels.skinny_matmul.kernels import gated_matmul_kernel, matmul_ker
 from pallas_kernels.triton_call import triton_call
 
 
-def skinny_matmul_triton(x: jax.Array, weight: jax.Array, config: SkinnyConfig) -> jax.Array:
-    """The products over each of the config's parts of D: [parts, T, N], float32 if there are several.
+def skinny_matmul_triton(
+    x: jax.Array, weight: jax.Array, config: SkinnyConfig, *, dtype: DTypeLike | None = None
+) -> jax.Array:
+    """The products over each of the config's parts of D: [parts, T, N].
+
+    Args:
+        dtype: of the result; None is float32 if there are several parts, else x's.
 
     Raises:
         ValueError: D is not a multiple of parts * block_d.
@@ -19,7 +25,8 @@ def skinny_matmul_triton(x: jax.Array, weight: jax.Array, config: SkinnyConfig) 
     columns = weight.shape[0]
     if size % (config.parts * config.block_d):
         raise ValueError(f"D must be a multiple of {config.parts} * {config.block_d}, got {size}")
-    dtype = x.dtype if config.parts == 1 else jnp.float32
+    if dtype is None:
+        dtype = x.dtype if config.parts == 1 else jnp.float32
     out: jax.Array = triton_call(
         x,
         weight,

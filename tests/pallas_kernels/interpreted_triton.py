@@ -15,8 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import triton
-import triton.language as tl
 
 import pallas_kernels.all_reduce.triton as all_reduce
 import pallas_kernels.cached_attention.triton as cached
@@ -26,8 +24,6 @@ import pallas_kernels.residual_norm.triton as norm
 import pallas_kernels.skinny_matmul.triton as skinny
 import pallas_kernels.swiglu.triton as activation
 import pallas_kernels.top_k_experts.triton as top_k
-from pallas_kernels.fetch_ahead import Ahead, FetchConfig
-from pallas_kernels.fetch_ahead import kernels as fetch_kernels
 from pallas_kernels.grouped_matmul.config import MatmulConfig, SortConfig
 from pallas_kernels.paged_attention.config import DecodeConfig, PrefillConfig
 from pallas_kernels.skinny_matmul.config import SkinnyConfig
@@ -101,37 +97,19 @@ def interpret(*args: Any, kernel: Any, out_type: Any, grid: tuple[int, ...], **o
     return jax.tree.unflatten(jax.tree.structure(out_type), map(jnp.asarray, results))
 
 
-@triton.jit
-def mark(address):  # type: ignore[no-untyped-def]
-    """In place of `fetch`: 1 in the first byte of what would be fetched."""
-    tl.store(address.to(tl.pointer_type(tl.int8)), 1)
-
-
-def fetched_from(case: Any, options: dict[str, Any]) -> tuple[Any, tuple[np.ndarray, ...]]:
-    """What a kernel is told to fetch, and the bytes it fetches from, as a result to look at."""
-    if "ahead" not in case:
-        return None, ()
-    # NumPy's, so that what the kernel writes into it is kept.
-    memory = case["ahead"]
-    return Ahead(memory, FetchConfig(**options.pop("fetch"))), (memory,)
-
-
 def run(case: Any) -> tuple[jax.Array, ...]:
     """The results of one case."""
     options = json.loads(str(case["options"]))
     operation = options.pop("operation")
     if operation == "all_reduce":
-        ahead, touched = fetched_from(case, options)
-        arrays = {name: case[name] for name in case.files if name not in ("options", "ahead")}
-        return *interpreted_all_reduce.run(arrays, options, ahead), *touched
+        return interpreted_all_reduce.run({name: case[name] for name in case.files if name != "options"}, options)
     arguments = [jnp.asarray(case[name]) if name in case else None for name in ARGUMENTS[operation]]
     if operation == "residual_norm":
         x, delta, weight = arguments
-        ahead, touched = fetched_from(case, options)
-        weights = interpreted_all_reduce.second_of_three(weight)
-        return *norm.residual_norm_triton(x, delta, *weights, **options, ahead=ahead), *touched
+        return norm.residual_norm_triton(x, delta, *interpreted_all_reduce.second_of_three(weight), **options)
     if operation == "skinny_matmul":
-        return (skinny.skinny_matmul_triton(*arguments, SkinnyConfig(**options["config"])),)
+        config = SkinnyConfig(**options["config"])
+        return (skinny.skinny_matmul_triton(*arguments, config, dtype=options.get("dtype")),)
     if operation == "gated_matmul":
         return (skinny.gated_matmul_triton(*arguments, SkinnyConfig(**options["config"])),)
     if operation == "grouped_matmul":
@@ -148,8 +126,7 @@ def run(case: Any) -> tuple[jax.Array, ...]:
     options["alibi_slopes"] = jnp.asarray(case["alibi_slopes"]) if "alibi_slopes" in case else None
     if operation == "cached_attention":
         options["first_page"] = jnp.asarray(case["first_page"]) if "first_page" in case else None
-        ahead, touched = fetched_from(case, options)
-        return *cached.cached_attention_triton(*arguments, **options, ahead=ahead), *touched
+        return cached.cached_attention_triton(*arguments, **options)
     options["prefill"] = PrefillConfig(**options["prefill"])
     return (paged.paged_attention_triton(*arguments, **options),)
 
@@ -157,7 +134,6 @@ def run(case: Any) -> tuple[jax.Array, ...]:
 def main(directory: Path) -> None:
     for launching in (paged, cached, norm, skinny, grouped, top_k, all_reduce, activation):
         launching.triton_call = interpret
-    fetch_kernels.fetch = mark
     for path in sorted(directory.glob("*.npz")):
         results = run(np.load(path))
         np.savez(path.with_suffix(".out.npz"), *map(np.asarray, results))

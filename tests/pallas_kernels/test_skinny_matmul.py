@@ -7,9 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.typing import DTypeLike
 
-from pallas_kernels.skinny_matmul import api, gated_matmul, skinny_matmul
-from pallas_kernels.skinny_matmul.config import SkinnyConfig, gated_triton_config, skinny_config
+from pallas_kernels.skinny_matmul import api, gated_matmul, scores_matmul, skinny_matmul
+from pallas_kernels.skinny_matmul.config import (
+    MIN_PROGRAMS,
+    SHARED_BYTES,
+    SkinnyConfig,
+    gated_config,
+    scores_config,
+    skinny_config,
+)
 from tests.pallas_kernels.interpreter import KernelCase, interpret_cases
 
 # (rows, columns, summed axis, how it is cut): whole tiles, a part of a tile of columns, one row, several parts.
@@ -29,11 +37,29 @@ GATED_CASES = {
 }
 
 
-def arguments(rows: int, *weight: int) -> dict[str, np.ndarray]:
+# (columns, summed axis) of qkv, out and down: Llama-3-8B's on one, two and four GPUs, Llama-3-70B's on four,
+# Llama-2-7B's and Baichuan2-13B's.
+PRODUCTS = (
+    *((6144, 4096), (4096, 4096), (4096, 14336), (3072, 4096), (4096, 2048), (4096, 7168), (1536, 4096), (4096, 1024)),
+    *(
+        (4096, 3584),
+        (2560, 8192),
+        (8192, 2048),
+        (8192, 7168),
+        (12288, 4096),
+        (4096, 11008),
+        (15360, 5120),
+        (5120, 13696),
+    ),
+)
+GATED = ((14336, 4096), (7168, 4096), (3584, 4096), (7168, 8192), (11008, 4096), (13696, 5120))
+
+
+def arguments(rows: int, *weight: int, dtype: str = "float32") -> dict[str, np.ndarray]:
     rng = np.random.default_rng(rows)
     return {
-        "x": rng.standard_normal((rows, weight[-1])).astype(np.float32),
-        "weight": rng.standard_normal(weight).astype(np.float32),
+        "x": rng.standard_normal((rows, weight[-1])).astype(dtype),
+        "weight": rng.standard_normal(weight).astype(dtype),
     }
 
 
@@ -47,6 +73,8 @@ def kernel_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[n
         name: KernelCase(arguments(rows, 2, *sizes), {"operation": "gated_matmul", "config": asdict(config)})
         for name, (rows, *sizes, config) in GATED_CASES.items()
     }
+    options = {"operation": "skinny_matmul", "config": asdict(SkinnyConfig(32, 32, 1, 2)), "dtype": "float32"}
+    cases["scores"] = KernelCase(arguments(5, 70, 64, dtype="float16"), options)
     return interpret_cases(tmp_path_factory.mktemp("cases"), cases)
 
 
@@ -84,72 +112,100 @@ def test_each_part_is_the_product_over_its_own_stretch_of_the_summed_axis(
         np.testing.assert_allclose(part, args["x"][:, stretch] @ args["weight"][:, stretch].T, atol=1e-4)
 
 
-def test_a_cut_always_fits_the_summed_axis_and_many_rows_are_left_to_xla() -> None:
-    for rows in (1, 8, 16, 17, 32):
-        for columns, size in ((6144, 4096), (4096, 4096), (4096, 14336), (2048, 8192), (3072, 3000), (5120, 13824)):
-            config = skinny_config(rows, columns, size)
-            assert config is None or size % (config.parts * config.block_d) == 0
-        assert skinny_config(rows, 4096, 4096) is not None
-    assert skinny_config(33, 4096, 4096) is None
-    assert skinny_config(1, 64, 64) is None
+def test_scores_of_16_bit_values_are_float32(kernel_results: dict[str, list[np.ndarray]]) -> None:
+    args = arguments(5, 70, 64, dtype="float16")
+    wanted = args["x"].astype(np.float64) @ args["weight"].astype(np.float64).T
+    scores = kernel_results["scores"][0][0]
+    assert scores.shape == (5, 70) and scores.dtype == np.float32
+    # Rounded to 16 bits they would be a thousandth off.
+    np.testing.assert_allclose(scores, wanted, atol=1e-4)
+    reference = scores_matmul(*map(jnp.asarray, args.values()))
+    assert reference.dtype == jnp.float32
+    np.testing.assert_allclose(reference, wanted, atol=1e-4)
 
 
-def test_shapes_and_dtypes_that_do_not_fit_are_refused() -> None:
+def shared_bytes(rows: int, config: SkinnyConfig, num_weights: int = 1) -> int:
+    """Of a program: its blocks of x and of each weight."""
+    return config.num_stages * 2 * config.block_d * (max(16, rows) + num_weights * config.block_n)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 16, 32, 64])
+def test_products_of_few_rows_are_cut_to_fill_the_card_and_fit_it(rows: int) -> None:
+    for columns, size in PRODUCTS:
+        config = skinny_config(rows, columns, size)
+        assert config is not None and size % (config.parts * config.block_d) == 0
+        assert config.parts * columns >= 64 * MIN_PROGRAMS
+        assert shared_bytes(rows, config) <= SHARED_BYTES
+    for columns, size in GATED:
+        gated = gated_config(rows, columns, size)
+        assert gated is not None and gated.parts == 1 and shared_bytes(rows, gated, 2) <= SHARED_BYTES
+    for columns, size in ((128_256, 4096), (32_064, 8192), (256_000, 3584), (50_257, 4096)):
+        scores = scores_config(rows, columns, size)
+        assert scores is not None and scores.parts == 1 and shared_bytes(rows, scores) <= SHARED_BYTES
+
+
+def test_small_and_odd_products_are_cut_as_they_can_be_or_left_to_xla() -> None:
+    assert skinny_config(65, 4096, 4096) is gated_config(65, 4096, 4096) is scores_config(65, 4096, 4096) is None
+    assert skinny_config(1, 64, 64) is gated_config(1, 64, 64) is scores_config(1, 64, 64) is None
+    # 2,752 values are no even number of blocks of 128, nor of two parts of 64.
+    assert skinny_config(1, 4096, 2752) == SkinnyConfig(64, 64, 4, 8, 1)
+    assert skinny_config(1, 4096, 3000) is gated_config(1, 4096, 3000) is scores_config(1, 4096, 3000) is None
+    assert gated_config(1, 4096, 4032) == SkinnyConfig(64, 64, 4, 6)
+
+
+def test_arguments_that_do_not_fit_are_refused() -> None:
     x, weight = (jnp.asarray(a) for a in arguments(4, 8, 16).values())
+    for multiply in (skinny_matmul, scores_matmul):
+        with pytest.raises(ValueError, match="of one dtype"):
+            multiply(x, weight[:, :8])
+        with pytest.raises(ValueError, match="of one dtype"):
+            multiply(x, weight.astype(jnp.bfloat16))
+        with pytest.raises(ValueError, match=r"triton does not take .* leave implementation None"):
+            multiply(x, weight, implementation="triton")
+        with pytest.raises(ValueError, match="unknown implementation 'mosaic_gpu'; there are: reference, triton"):
+            multiply(x, weight, implementation="mosaic_gpu")  # type: ignore[arg-type]
+    matrices = jnp.stack([weight, weight])
     with pytest.raises(ValueError, match="of one dtype"):
-        skinny_matmul(x, weight[:, :8])
-    with pytest.raises(ValueError, match="of one dtype"):
-        skinny_matmul(x, weight.astype(jnp.bfloat16))
-    with pytest.raises(ValueError, match="does not take"):
-        skinny_matmul(x, weight, implementation="triton")
-
-
-def test_small_gated_products_of_few_rows_are_left_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pallas_kernels.skinny_matmul.config.MIN_WEIGHTS", 1)
-    monkeypatch.setattr(api, "triton_can_run", lambda: True)
-    monkeypatch.setattr(api, "is_hopper", lambda: True)
-    taken: list[SkinnyConfig] = []
-
-    def kernel(x: jax.Array, weight: jax.Array, config: SkinnyConfig) -> jax.Array:
-        taken.append(config)
-        return jnp.zeros((x.shape[0], weight.shape[1]), x.dtype)
-
-    monkeypatch.setattr("pallas_kernels.skinny_matmul.triton.gated_matmul_triton", kernel)
-    x, weight = jnp.zeros((32, 256), jnp.bfloat16), jnp.zeros((2, 64, 256), jnp.bfloat16)
-    assert gated_matmul(x, weight).shape == (32, 64)
-    assert gated_matmul(x[:1], weight, implementation="triton").shape == (1, 64)
-    assert taken == [gated_triton_config(32, 64, 256), gated_triton_config(1, 64, 256)]
+        gated_matmul(x, weight)
     with pytest.raises(ValueError, match="mosaic_gpu does not take"):
-        gated_matmul(x, weight, implementation="mosaic_gpu")
+        gated_matmul(x, matrices, implementation="mosaic_gpu")
+    with pytest.raises(ValueError, match="there are: reference, triton, mosaic_gpu"):
+        gated_matmul(x, matrices, implementation="cublas")  # type: ignore[arg-type]
 
 
-def test_where_xla_compiles_triton_all_products_of_few_rows_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By shapes alone: a 70B model's of one of four GPUs, of which Mosaic GPU's kernels else take both."""
+@pytest.mark.parametrize(("rows", "wanted"), [(64, ["gated", "float32", "None"]), (65, ["tiled"])])
+def test_on_a_hopper_gpu_16_bit_products_are_the_kernels(
+    rows: int, wanted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By shapes alone: a 70B model's of one of four GPUs."""
     monkeypatch.setattr(api, "triton_can_run", lambda: True)
     monkeypatch.setattr(api, "is_hopper", lambda: True)
-    monkeypatch.setattr("pallas_kernels.platform.triton_can_run", lambda: True)
     taken: list[str] = []
 
-    def named(name: str, parts: int | None) -> Callable[..., jax.Array]:
-        def kernel(x: jax.Array, weight: jax.Array, config: object) -> jax.Array:
-            taken.append(name)
-            shape = (x.shape[0], weight.shape[-2])
-            return jnp.zeros(shape if parts is None else (parts, *shape), x.dtype)
+    def named(name: str, shape: Callable[..., tuple[int, ...]]) -> Callable[..., jax.Array]:
+        def kernel(x: jax.Array, weight: jax.Array, config: object, dtype: object = name) -> jax.Array:
+            del config
+            taken.append(dtype if isinstance(dtype, str) else jnp.dtype(dtype).name)  # type: ignore[arg-type]
+            return jnp.zeros(shape(x, weight), x.dtype)
 
         return kernel
 
-    monkeypatch.setattr("pallas_kernels.skinny_matmul.triton.gated_matmul_triton", named("triton gated", None))
-    monkeypatch.setattr("pallas_kernels.skinny_matmul.triton.skinny_matmul_triton", named("triton", 1))
-    monkeypatch.setattr("pallas_kernels.skinny_matmul.mosaic_gpu.stream_gated_matmul", named("mosaic gated", None))
-    monkeypatch.setattr("pallas_kernels.skinny_matmul.mosaic_gpu.stream_matmul", named("mosaic", 2))
+    product = named("None", lambda x, weight: (1, x.shape[0], weight.shape[0]))
+    gated = (lambda x, weight: (x.shape[0], weight.shape[1]),)
+    monkeypatch.setattr("pallas_kernels.skinny_matmul.triton.skinny_matmul_triton", product)
+    monkeypatch.setattr("pallas_kernels.skinny_matmul.triton.gated_matmul_triton", named("gated", *gated))
+    monkeypatch.setattr("pallas_kernels.skinny_matmul.tiled.tiled_gated_matmul", named("tiled", *gated))
 
-    def multiply(num_rows: int) -> list[str]:
+    def multiply(dtype: DTypeLike) -> list[str]:
         taken.clear()
-        abstract = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((num_rows, 8192), (2, 7168, 8192))]
-        jax.eval_shape(lambda x, weight: (gated_matmul(x, weight), skinny_matmul(x, weight[0])), *abstract)
+        abstract = [jax.ShapeDtypeStruct(shape, dtype) for shape in ((rows, 8192), (2, 7168, 8192))]
+        jax.eval_shape(
+            lambda x, weight: (gated_matmul(x, weight), scores_matmul(x, weight[0]), skinny_matmul(x, weight[0])),
+            *abstract,
+        )
         return list(taken)
 
-    assert multiply(16) == multiply(17) == ["mosaic gated", "mosaic"]
-    monkeypatch.setattr("pallas_kernels.platform.TRITON_BY_XLA", True)
-    assert multiply(16) == ["triton gated", "triton"]
-    assert multiply(17) == ["mosaic gated", "mosaic"]
+    assert multiply(jnp.bfloat16) == multiply(jnp.float16) == wanted
+    assert multiply(jnp.float32) == []
+    monkeypatch.setattr(api, "is_hopper", lambda: False)
+    assert multiply(jnp.bfloat16) == []

@@ -66,7 +66,8 @@ def test_few_rows_are_the_other_kernels_and_shapes_that_do_not_fit_are_refused()
 
 def test_the_operation_takes_it_for_many_rows_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pallas_kernels.skinny_matmul.config.MIN_WEIGHTS", 1)
-    monkeypatch.setattr(api, "_picks_mosaic", lambda: True)
+    monkeypatch.setattr(api, "triton_can_run", lambda: True)
+    monkeypatch.setattr(api, "is_hopper", lambda: True)
     taken: list[TiledConfig] = []
 
     def kernel(x: jnp.ndarray, weight: jnp.ndarray, config: TiledConfig) -> jnp.ndarray:

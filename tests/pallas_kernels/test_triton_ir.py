@@ -52,9 +52,10 @@ def backwards_kernel(out, x, SIZE: tl.constexpr):  # type: ignore[no-untyped-def
     tl.store(out + i, tl.load(x + i))
 
 
-def call(*args: Any) -> Any:
+def call(*args: Any, by_xla: bool = True) -> Any:
     return triton_call(
         *args,
+        by_xla=by_xla,
         kernel=normalize_kernel,
         out_type=jax.ShapeDtypeStruct((4 * SIZE,), jnp.float32),
         grid=(4,),
@@ -79,6 +80,18 @@ def test_xla_gets_the_kernel_in_one_function_and_how_to_launch_it() -> None:
     # XLA makes each function wait for the kernel before, which one that reduces cannot.
     assert text.count("tt.func") == 1 and "tt.reduce" in text and "helper" not in text
     assert "evictionPolicy = evict_first" in text and "cachePolicy" not in text
+
+
+def test_xla_compiles_no_kernel_that_it_is_not_to_compile_nor_any_where_that_is_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("jax_triton.triton_lib.triton_kernel_call_lib.TritonKernel", lambda *args: None, raising=False)
+    monkeypatch.setattr("pallas_kernels.triton_call.driver_reads_ptx", lambda: True)
+    assert "@__gpu$xla.gpu.ptx(" in lowered(lambda x, y: call(x, y, by_xla=False))
+    assert (launched_by(), launched_by(by_xla=False)) == ("ir", "ptx")
+    monkeypatch.setattr(platform, "TRITON_BY_XLA", False)
+    assert "@__gpu$xla.gpu.ptx(" in lowered(lambda x, y: call(x, y))
+    assert launched_by() == "ptx"
 
 
 def test_a_result_in_an_arguments_place_is_an_argument_more() -> None:
