@@ -1,4 +1,4 @@
-"""What both Mosaic GPU kernels share: blocks of two operands go through a ring in shared memory, from a warpgroup that
+"""The ring of the Mosaic GPU kernel: blocks of two operands go through it in shared memory, from a warpgroup that
 fetches to two that multiply. `full` and `empty` are its barriers, one of each for a slot."""
 
 from collections.abc import Callable

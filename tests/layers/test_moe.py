@@ -7,6 +7,7 @@ from flax import nnx
 
 from jaxserve.layers.moe import RoutedExperts
 from jaxserve.sharding import make_mesh
+from tests.pallas_kernels.cases import silu
 
 HIDDEN, INNER, EXPERTS, CHOSEN = 12, 8, 6, 2
 TOKENS = 9
@@ -51,7 +52,7 @@ def dense(x: np.ndarray, arrays: dict[str, np.ndarray], normalize: bool) -> np.n
             weights = weights / weights.sum()
         for expert, weight in zip(chosen, weights, strict=True):
             gate, up = arrays["gate_up_proj"][expert] @ x[token]
-            out[token] += weight * (arrays["down_proj"][expert] @ (gate / (1 + np.exp(-gate)) * up))
+            out[token] += weight * (arrays["down_proj"][expert] @ (silu(gate) * up))
     return out
 
 

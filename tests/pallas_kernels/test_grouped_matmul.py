@@ -11,6 +11,7 @@ from pallas_kernels.grouped_matmul import expert_mlp, grouped_matmul
 from pallas_kernels.grouped_matmul.arg_specs import EXPERTS, ExpertSpec
 from pallas_kernels.grouped_matmul.config import MatmulConfig, SortConfig, matmul_config, tile_rows
 from pallas_kernels.grouped_matmul.triton import max_tiles
+from tests.pallas_kernels.cases import silu
 from tests.pallas_kernels.interpreter import KernelCase, interpret_cases
 
 # Small blocks, so that small matrices have several of them; none divides the shapes below but where it says so.
@@ -71,7 +72,7 @@ def experts(name: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
     expected = np.zeros((num_tokens, d))
     for t, j in np.ndindex(ids.shape):
         gate, up = gate_up[ids[t, j]].astype(np.float64) @ x[t]
-        expected[t] += weights[t, j] * (down[ids[t, j]] @ (gate / (1 + np.exp(-gate)) * up))
+        expected[t] += weights[t, j] * (down[ids[t, j]] @ (silu(gate) * up))
     return {"x": x, "expert_ids": ids, "expert_weights": weights, "gate_up": gate_up, "down": down}, expected
 
 

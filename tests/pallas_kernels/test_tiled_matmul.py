@@ -7,6 +7,7 @@ import pytest
 
 from pallas_kernels.skinny_matmul import api, gated_matmul, tiled
 from pallas_kernels.skinny_matmul.config import SHARED_BYTES, TILE_ROWS, TiledConfig, gated_config, tiled_gated_config
+from tests.pallas_kernels.cases import silu
 
 INTERPRET = plgpu.InterpretGPUParams(detect_races=True)
 # (rows, columns of each matrix, summed axis, how it is cut)
@@ -35,7 +36,7 @@ def test_every_value_is_silu_of_one_product_times_the_other(case: str) -> None:
     weight = jnp.asarray(rng.standard_normal((2, columns, size)) / 8, jnp.float16)
     out = tiled.tiled_gated_matmul(x, weight, config, interpret=INTERPRET)
     gate, up = (np.asarray(x, np.float64) @ np.asarray(matrix, np.float64).T for matrix in weight)
-    wanted = gate / (1 + np.exp(-gate)) * up
+    wanted = silu(gate) * up
     assert out.shape == (rows, columns) and out.dtype == x.dtype
     assert np.abs(np.asarray(out, np.float64) - wanted).max() < 1e-3 * np.abs(wanted).max()
 
