@@ -52,9 +52,10 @@ WEIGHTS = 12  # of each matrix
 WEIGHT_BYTES = 16 << 30  # of all of them
 TOLERANCE = 1.5e-2  # of bfloat16, over the largest value
 
-# Other ways to cut a product, in one, two and four parts, and a gated one or scores, in one.
+# Other ways to cut a product, in one, two and four parts, a gated one, and scores, in one.
 CUTS = [SkinnyConfig(*c) for c in ((64, 128, 4, 5), (64, 128, 4, 3), (64, 64, 4, 8), (64, 64, 4, 5), (128, 64, 8, 4))]
-WIDE_CUTS = [SkinnyConfig(*c) for c in ((64, 128, 4, 4), (64, 64, 4, 6), (128, 64, 8, 3), (128, 128, 8, 4))]
+GATED_CUTS = [SkinnyConfig(*c) for c in ((64, 128, 4, 4), (64, 128, 8, 4), (32, 128, 4, 5), (32, 256, 4, 3))]
+SCORES_CUTS = [SkinnyConfig(*c) for c in ((64, 128, 4, 4), (64, 64, 4, 6), (128, 64, 8, 3), (128, 128, 8, 4))]
 
 Product = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -118,12 +119,12 @@ def cases(rows: int, model: str, tp: int, *, tune: bool) -> dict[str, tuple[tupl
         return (columns, size), {name: partial(reader, product) for name, product in found.items()}
 
     if tune:
-        gated |= {f"triton, gated {astuple(c)}": partial(gated_matmul_triton, config=c) for c in WIDE_CUTS}
+        gated |= {f"triton, gated {astuple(c)}": partial(gated_matmul_triton, config=c) for c in GATED_CUTS}
     scores: dict[str, Product] = {"xla": partial(scores_matmul, implementation="reference")}
     if scores_config(rows, config.vocab_size // tp, hidden) is not None:
         scores["triton"] = partial(scores_matmul, implementation="triton")
     if tune:
-        scores |= {f"triton {astuple(c)}": partial(scores_by, config=c) for c in WIDE_CUTS}
+        scores |= {f"triton {astuple(c)}": partial(scores_by, config=c) for c in SCORES_CUTS}
     return {
         "qkv": ways(qkv, hidden, alone),
         "out": ways(hidden, heads, with_norm),

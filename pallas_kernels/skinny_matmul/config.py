@@ -82,6 +82,9 @@ def gated_config(num_rows: int, columns: int, size: int) -> SkinnyConfig | None:
     """
     if num_rows > MAX_SKINNY_ROWS or 2 * columns * size < MIN_WEIGHTS:
         return None
+    # With few columns, half as many a program, so that there are programs enough.
+    if columns < MIN_PROGRAMS * 64:
+        return _first_that_divides((SkinnyConfig(32, 128, 4, 5), SkinnyConfig(32, 64, 4, 8)), size)
     return _first_that_divides((SkinnyConfig(64, 128, 4, 4), SkinnyConfig(64, 64, 4, 6)), size)
 
 

@@ -65,21 +65,24 @@ def gated_matmul_kernel(
 
     D is a multiple of BLOCK_D.
     """
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first = tl.program_id(0) * BLOCK_N
+    # Eight columns of the gate's matrix, then the same ones of the other, and so on: of both wgmma gives the products to
+    # the same thread.
+    r = tl.arange(0, 2 * BLOCK_N)
+    column = first + r // 16 * 8 + r % 8
+    # Columns past the end are computed twice and not stored.
+    weight_row = r // 8 % 2 * F + tl.minimum(column, F - 1)
     rows = tl.arange(0, BLOCK_T)
     d = tl.arange(0, BLOCK_D)
     x_rows = x + rows[:, None] * D + d[None, :]
-    # Columns past the end are computed twice and not stored.
-    gate_rows = weight + tl.minimum(columns, F - 1).to(tl.int64)[:, None] * D + d[None, :]
-    up_rows = gate_rows + F * D
-    gate = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
-    up = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
+    weight_rows = weight + weight_row.to(tl.int64)[:, None] * D + d[None, :]
+    acc = tl.zeros([2 * BLOCK_N, BLOCK_T], tl.float32)
     for start in range(0, D, BLOCK_D):
         some_x = tl.load(x_rows + start, mask=(rows < T)[:, None], other=0.0)
-        some_gate = tl.load(gate_rows + start, eviction_policy="evict_first")
-        some_up = tl.load(up_rows + start, eviction_policy="evict_first")
-        gate = tl.dot(some_gate, tl.trans(some_x), gate, input_precision=PRECISION)
-        up = tl.dot(some_up, tl.trans(some_x), up, input_precision=PRECISION)
+        some_weights = tl.load(weight_rows + start, eviction_policy="evict_first")
+        acc = tl.dot(some_weights, tl.trans(some_x), acc, input_precision=PRECISION)
+    gate, up = tl.split(tl.permute(tl.reshape(acc, (BLOCK_N // 8, 2, 8, BLOCK_T)), (0, 2, 3, 1)))
+    value = tl.trans(tl.reshape(gate / (1.0 + tl.exp(-gate)) * up, (BLOCK_N, BLOCK_T)))
+    columns = first + tl.arange(0, BLOCK_N)
     inside = (rows < T)[:, None] & (columns < F)[None, :]
-    value = tl.trans(gate / (1.0 + tl.exp(-gate)) * up)
     tl.store(out + rows[:, None] * F + columns[None, :], value.to(out.dtype.element_ty), mask=inside)

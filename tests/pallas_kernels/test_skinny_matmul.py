@@ -139,7 +139,8 @@ def test_products_of_few_rows_are_cut_to_fill_the_card_and_fit_it(rows: int) -> 
         assert shared_bytes(rows, config) <= SHARED_BYTES
     for columns, size in GATED:
         gated = gated_config(rows, columns, size)
-        assert gated is not None and gated.parts == 1 and shared_bytes(rows, gated, 2) <= SHARED_BYTES
+        assert gated is not None and gated.parts == 1 and columns >= gated.block_n * MIN_PROGRAMS
+        assert shared_bytes(rows, gated, 2) <= SHARED_BYTES
     for columns, size in ((128_256, 4096), (32_064, 8192), (256_000, 3584), (50_257, 4096)):
         scores = scores_config(rows, columns, size)
         assert scores is not None and scores.parts == 1 and shared_bytes(rows, scores) <= SHARED_BYTES
@@ -151,7 +152,8 @@ def test_small_and_odd_products_are_cut_as_they_can_be_or_left_to_xla() -> None:
     # 2,752 values are no even number of blocks of 128, nor of two parts of 64.
     assert skinny_config(1, 4096, 2752) == SkinnyConfig(64, 64, 4, 8, 1)
     assert skinny_config(1, 4096, 3000) is gated_config(1, 4096, 3000) is scores_config(1, 4096, 3000) is None
-    assert gated_config(1, 4096, 4032) == SkinnyConfig(64, 64, 4, 6)
+    assert gated_config(1, 8192, 4032) == SkinnyConfig(64, 64, 4, 6)
+    assert gated_config(1, 4096, 4032) == SkinnyConfig(32, 64, 4, 8)
 
 
 def test_arguments_that_do_not_fit_are_refused() -> None:
