@@ -66,8 +66,8 @@ def gated_matmul_kernel(
     D is a multiple of BLOCK_D.
     """
     first = tl.program_id(0) * BLOCK_N
-    # Eight columns of the gate's matrix, then the same ones of the other, and so on: wgmma gives the products of both to
-    # the same thread.
+    # Eight columns of the gate's matrix, then the same ones of the other, and so on: wgmma gives both products to the
+    # same thread.
     r = tl.arange(0, 2 * BLOCK_N)
     column = first + r // 16 * 8 + r % 8
     # Columns past the end are computed twice and not stored.
