@@ -427,7 +427,7 @@ def kernel_times(runs: list[list[Kernel]]) -> dict[str, float]:
 
 
 def time_calls(
-    bench: Bench, kind: str, rows: int, size: int, dtype: str, lines: int | None = None, two_shot: bool = False
+    bench: Bench, kind: str, rows: int, size: int, dtype: str, words: int | None = None, two_shot: bool = False
 ) -> Figures:
     """What a call of a kind takes, the multiplication before it included."""
     workspace = bench.workspace(size, dtype)
@@ -435,8 +435,8 @@ def time_calls(
     x, weight = (bench.put(rng.standard_normal(s).astype(dtype)) for s in ((rows, size), (size,)))
     scale = bench.put(np.full((bench.size, 1), 1 / bench.size, dtype), AXIS)
     chain = chain_function(kind, workspace.peers.layout)
-    lines_a_thread = mock.patch.object(config, "LINES_A_THREAD", lines or config.LINES_A_THREAD)
-    with lines_a_thread, summing_in_two_shots(two_shot):
+    words_a_thread = mock.patch.object(config, "WORDS_A_THREAD", words or config.WORDS_A_THREAD)
+    with words_a_thread, summing_in_two_shots(two_shot):
         return time_chain(bench, chain, (P(), P(AXIS), P(), P(AXIS)), [x, scale, weight, workspace.peers.table])
 
 
@@ -537,7 +537,7 @@ def time_all(
     dtype: str,
     rows_to_time: Sequence[int],
     kinds: Sequence[str],
-    lines_a_thread: Sequence[int | None],
+    words_a_thread: Sequence[int | None],
 ) -> None:
     for size in sizes:
         for rows in rows_to_time:
@@ -546,7 +546,7 @@ def time_all(
             # These do not depend on the size.
             if size == sizes[0]:
                 time_all_exchanges(bench, record, row, kinds)
-            time_all_sums(bench, record, row, kinds, lines_a_thread)
+            time_all_sums(bench, record, row, kinds, words_a_thread)
         print_times(bench, [row for row in record.data["times"] if row["D"] == size])
 
 
@@ -560,7 +560,7 @@ def time_all_exchanges(bench: Bench, record: Record, row: dict[str, Any], kinds:
 
 
 def time_all_sums(
-    bench: Bench, record: Record, row: dict[str, Any], kinds: Sequence[str], lines_a_thread: Sequence[int | None]
+    bench: Bench, record: Record, row: dict[str, Any], kinds: Sequence[str], words_a_thread: Sequence[int | None]
 ) -> None:
     rows, size, dtype = row["rows"], row["D"], row["dtype"]
     most = bench.workspace(size, dtype).peers.layout.max_rows
@@ -568,9 +568,9 @@ def time_all_sums(
         of_kernel = kind.startswith("kernel")
         if kind not in kinds or (rows > most and of_kernel):
             continue
-        for lines, two_shot in itertools.product(lines_a_thread, bench.forms) if of_kernel else [(None, False)]:
-            name = (kind if lines is None else f"{kind}, {lines} lines a thread") + form_name(two_shot)
-            case = partial(time_calls, bench, kind, rows, size, dtype, lines, two_shot)
+        for words, two_shot in itertools.product(words_a_thread, bench.forms) if of_kernel else [(None, False)]:
+            name = (kind if words is None else f"{kind}, {words} words a thread") + form_name(two_shot)
+            case = partial(time_calls, bench, kind, rows, size, dtype, words, two_shot)
             row[name] = record.attempt(f"time {name}, D {size}, {rows} rows", case)
             record.save()
 
@@ -610,7 +610,7 @@ def main() -> int:
         help="of calls, to time (default: all; over 2 GPUs, all but those of scores)",
     )
     parser.add_argument(
-        "--lines", type=int, nargs="+", choices=(1, 2), help="that a thread has, to time (default: as in use)"
+        "--words", type=int, nargs="+", choices=(1, 2), help="that a thread has, to time (default: as in use)"
     )
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--seconds", type=float, default=130, help="after which no further case is begun")
@@ -635,7 +635,7 @@ def main() -> int:
             args.dtype,
             args.rows or (ROWS_OF_MANY if many else BENCHMARK_ROWS),
             args.kinds or (SUM_KINDS if many else KINDS),
-            args.lines or [None],
+            args.words or [None],
         )
     if args.check:
         # Last: nothing after them can be disturbed.

@@ -1,19 +1,25 @@
 """The Triton kernels: rows pushed into the other devices' inboxes, waited for, and added in the order of ranks.
 
-A call is one launch and needs nothing of the host. Data travels in lines of 16 bytes, of which half are the number of
-the call: who sees that number sees the data, without fences or flags of their own (as NCCL's LL protocol does). Waits
-are bounded; after one was given up the error word is set, and later calls do not wait. All that a program must know
-before it sends lies in one array, the table, and is read at once: in a step, other kernels' weights push it out of the
-cache between two calls, and no address should have to be waited for before the next is known.
+A call is one launch and needs nothing of the host. Waits are bounded; after one was given up the error word is set, and
+later calls do not wait. All that a program must know before it sends lies in one array, the table, and is read at once:
+in a step, other kernels' weights push it out of the cache between two calls, and no address should have to be waited
+for before the next is known.
+
+Rows travel as they are, in words of 8 bytes, and nothing beside them. An inbox is full of a number that no row may hold
+(EMPTY, in each half of a word), so who sees another has the data, without fences or flags; and puts EMPTY back for the
+next time (as in the all-reduce that TensorRT-LLM names after Lamport). What a row has of that number, two negative
+zeros of 16 bits, becomes positive ones before anything is done with it, so that all devices add the same. The exchange
+of maxima, whose ids may be any number, travels in lines of 16 bytes, of which half are the number of the call (as
+NCCL's LL protocol does).
 
 In one shot, a row goes whole to all others, and all of them add. In two (TWO_SHOT), it goes to the row's owner alone,
-rank row % N, which adds, rounds, and sends the sum to the others: the same bits for fewer bytes, and a second hop.
+rank row % N, which adds, rounds, and sends the sum to the others; the same bits for fewer bytes, and a second hop.
 
 Two inboxes, for even and odd epochs, are enough in either form, and however the forms follow each other. Whoever begins
-call e of a row has ended call e - 1 of it, so it has received either every rank's lines or the owner's, which sends
-only after it has received every rank's. Every rank had thus begun call e - 1 of the row and ended call e - 2: nobody
-still reads what call e overwrites. A call of fewer rows leaves the other rows' counters alone, so this holds row by
-row.
+call e of a row has ended call e - 1 of it, so it has received either every rank's words or the owner's, which sends
+only after it has received every rank's. Every rank had thus begun call e - 1 of the row and ended call e - 2: what call
+e overwrites has been read, and emptied. A call of fewer rows leaves the other rows' counters alone, so this holds row
+by row.
 """
 
 # mypy: ignore-errors
@@ -22,8 +28,21 @@ row.
 import triton
 import triton.language as tl
 
+from pallas_kernels.all_reduce import config
 from pallas_kernels.residual_norm.kernels import scale_normed
 
+# In each half of a word of an inbox that nothing has arrived in: two negative zeros of 16 bits, or as one of 32 bits a
+# number so small that 0 will do for it.
+EMPTY: tl.constexpr = tl.constexpr(config.EMPTY)
+# $0 is a result that nobody reads.
+SEND_WORD: tl.constexpr = tl.constexpr("""
+{
+ .reg .pred live;
+ setp.ne.s32 live, $3, 0;
+ @live st.volatile.global.u64 [$1], $2;
+ mov.u32 $0, 0;
+}
+""")
 # $0 is a result that nobody reads. The 16 bytes of a line are written, and read, as two halves with a flag each.
 SEND: tl.constexpr = tl.constexpr("""
 {
@@ -37,34 +56,38 @@ SEND: tl.constexpr = tl.constexpr("""
 """)
 
 
-def _receive_assembly(together: int) -> str:
-    """Assembly that waits until all of `together` lines carry the epoch, and gives their data.
+def _receive_words_assembly(together: int) -> str:
+    """Assembly that waits until all of `together` words are there, gives them, and empties their places.
 
-    Operands, `together` of each: data out, addresses, epochs, whether the line is wanted, polls, the error word.
+    Operands, `together` of each: data out, addresses, whether the word is wanted, polls, the error word.
     """
-    lines = range(together)
-    out, address, epoch, live = ([f"${group * together + i}" for i in lines] for group in range(4))
-    polls, error = f"${4 * together}", f"${5 * together}"
+    words = range(together)
+    out, address, live = ([f"${group * together + i}" for i in words] for group in range(3))
+    polls, error = f"${3 * together}", f"${4 * together}"
     text = ["{", " .reg .pred seen, more, other;", " .reg .b32 n, word;", " mov.u32 n, 0;"]
-    for i in lines:
-        text += [
-            f" .reg .pred live{i};",
-            f" .reg .b32 low{i}, high{i}, first{i}, second{i};",
-            f" setp.ne.s32 live{i}, {live[i]}, 0;",
-            f" mov.u32 low{i}, 0;",
-            f" mov.u32 high{i}, 0;",
-            f" mov.u32 first{i}, {epoch[i]};",
-            f" mov.u32 second{i}, {epoch[i]};",
-        ]
+    for i in words:
+        text += [f" .reg .pred live{i}, here{i};", f" .reg .b32 low{i}, high{i};"]
+        text += [f" setp.ne.s32 live{i}, {live[i]}, 0;", f" mov.u32 low{i}, 0;", f" mov.u32 high{i}, 0;"]
     text += ["LOOK:"]
-    for i in lines:
-        text += [f" @live{i} ld.volatile.global.v4.u32 {{low{i}, first{i}, high{i}, second{i}}}, [{address[i]}];"]
-    text += [f" setp.eq.u32 seen, first0, {epoch[0]};", f" setp.eq.and.u32 seen, second0, {epoch[0]}, seen;"]
-    for i in lines[1:]:
-        text += [f" setp.eq.and.u32 seen, first{i}, {epoch[i]}, seen;"]
-        text += [f" setp.eq.and.u32 seen, second{i}, {epoch[i]}, seen;"]
-    text += [
-        " @seen bra DONE;",
+    text += [f" @live{i} ld.volatile.global.v2.u32 {{low{i}, high{i}}}, [{address[i]}];" for i in words]
+    for i in words:
+        text += [f" setp.ne.u32 here{i}, low{i}, {config.EMPTY};"]
+        text += [f" setp.ne.and.u32 here{i}, high{i}, {config.EMPTY}, here{i};"]
+    text += [" mov.pred seen, here0;"]
+    text += [f" and.pred seen, seen, here{i};" for i in words[1:]]
+    text += [" @seen bra DONE;", *_counted_poll(polls, error), "DONE:"]
+    for i in words:
+        # What has not arrived is not emptied, nor is what was not waited for.
+        text += [f" and.pred here{i}, here{i}, live{i};"]
+        text += [f" mov.b64 {out[i]}, {{low{i}, high{i}}};"]
+    text += [f" mov.u32 word, {config.EMPTY};"]
+    text += [f" @here{i} st.volatile.global.v2.u32 [{address[i]}], {{word, word}};" for i in words]
+    return "\n".join([*text, "}"])
+
+
+def _counted_poll(polls: str, error: str) -> list[str]:
+    """Assembly that looks again, or gives up and says so."""
+    return [
         " add.u32 n, n, 1;",
         # Now and then: whether others have given up, so that all waits of a call end together.
         " and.b32 word, n, 4095;",
@@ -77,22 +100,48 @@ def _receive_assembly(together: int) -> str:
         " @more bra LOOK;",
         " mov.u32 word, 1;",
         f" st.volatile.global.u32 [{error}], word;",
-        "DONE:",
     ]
-    text += [f" mov.b64 {out[i]}, {{low{i}, high{i}}};" for i in lines]
-    return "\n".join([*text, "}"])
 
 
-def _receive_constraints(together: int) -> str:
+def _receive_line_assembly() -> str:
+    """Assembly that waits until a line carries the epoch, and gives its data.
+
+    Operands: data out, address, epoch, whether the line is wanted, polls, the error word.
+    """
+    text = [
+        "{",
+        " .reg .pred live, seen, more, other;",
+        " .reg .b32 low, high, first, second, n, word;",
+        " mov.u32 n, 0;",
+        " setp.ne.s32 live, $3, 0;",
+        " mov.u32 low, 0;",
+        " mov.u32 high, 0;",
+        " mov.u32 first, $2;",
+        " mov.u32 second, $2;",
+        "LOOK:",
+        " @live ld.volatile.global.v4.u32 {low, first, high, second}, [$1];",
+        " setp.eq.u32 seen, first, $2;",
+        " setp.eq.and.u32 seen, second, $2, seen;",
+        " @seen bra DONE;",
+        *_counted_poll("$4", "$5"),
+        "DONE:",
+        " mov.b64 $0, {low, high};",
+        "}",
+    ]
+    return "\n".join(text)
+
+
+def _constraints(together: int, *groups: str) -> str:
     # An output must not share a register with an input that is read after it is written.
-    groups = ("=&l", "l", "r", "r", "r", "l")
-    return ",".join([group for group in groups for _ in range(together)] + ["~{memory}"])
+    return ",".join([group for group in ("=&l", *groups) for _ in range(together)] + ["~{memory}"])
 
 
-RECEIVE_1: tl.constexpr = tl.constexpr(_receive_assembly(1))
-RECEIVE_2: tl.constexpr = tl.constexpr(_receive_assembly(2))
-CONSTRAINTS_1: tl.constexpr = tl.constexpr(_receive_constraints(1))
-CONSTRAINTS_2: tl.constexpr = tl.constexpr(_receive_constraints(2))
+RECEIVE_LINE: tl.constexpr = tl.constexpr(_receive_line_assembly())
+LINE_CONSTRAINTS: tl.constexpr = tl.constexpr(_constraints(1, "l", "r", "r", "r", "l"))
+RECEIVE_WORD: tl.constexpr = tl.constexpr(_receive_words_assembly(1))
+RECEIVE_WORDS: tl.constexpr = tl.constexpr(_receive_words_assembly(2))
+WORD_CONSTRAINTS: tl.constexpr = tl.constexpr(_constraints(1, "l", "r", "r", "l"))
+WORDS_CONSTRAINTS: tl.constexpr = tl.constexpr(_constraints(2, "l", "r", "r", "l"))
 
 
 @triton.jit
@@ -103,13 +152,28 @@ def send_lines(address, word, epoch, live):
 
 
 @triton.jit
-def receive_lines(address, epoch, live, polls, error, TOGETHER: tl.constexpr):
+def receive_lines(address, epoch, live, polls, error):
     """The 8 bytes [L] int64 of each live line, as soon as it carries the epoch; 0 of the others."""
     args = [address, epoch, live, polls, error]
+    return tl.inline_asm_elementwise(RECEIVE_LINE, LINE_CONSTRAINTS, args, dtype=tl.int64, is_pure=False, pack=1)
+
+
+@triton.jit
+def send_words(address, word, live):
+    """Write 8 bytes [L] int64, no half of them EMPTY, to each address that is live."""
+    args = [address, word, live]
+    tl.inline_asm_elementwise(SEND_WORD, "=r,l,l,r,~{memory}", args, dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def receive_words(address, live, polls, error, TOGETHER: tl.constexpr):
+    """The 8 bytes [L] int64 at each address that is live, as soon as they are there, and EMPTY in their place; 0 of the
+    others."""
+    args = [address, live, polls, error]
     if TOGETHER == 1:
-        word = tl.inline_asm_elementwise(RECEIVE_1, CONSTRAINTS_1, args, dtype=tl.int64, is_pure=False, pack=1)
+        word = tl.inline_asm_elementwise(RECEIVE_WORD, WORD_CONSTRAINTS, args, dtype=tl.int64, is_pure=False, pack=1)
     else:
-        word = tl.inline_asm_elementwise(RECEIVE_2, CONSTRAINTS_2, args, dtype=tl.int64, is_pure=False, pack=2)
+        word = tl.inline_asm_elementwise(RECEIVE_WORDS, WORDS_CONSTRAINTS, args, dtype=tl.int64, is_pure=False, pack=2)
     return word
 
 
@@ -135,7 +199,7 @@ def is_given_up(table, N: tl.constexpr):
 
 @triton.jit
 def words_of(values, dtype: tl.constexpr):
-    """[L, V] values of 8 bytes together to [L] int64."""
+    """[L, V] values of 8 bytes together to [L] int64, no half of which is EMPTY."""
     if dtype.primitive_bitwidth == 16:
         bits = values.to(tl.int16, bitcast=True).to(tl.int64) & 0xFFFF
         place = tl.arange(0, 4).to(tl.int64) * 16
@@ -143,7 +207,9 @@ def words_of(values, dtype: tl.constexpr):
         bits = values.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
         place = tl.arange(0, 2).to(tl.int64) * 32
     # Bits of different places: a sum is what puts them together.
-    return tl.sum(bits << place[None, :], 1)
+    words = tl.sum(bits << place[None, :], 1)
+    words = tl.where((words & 0xFFFFFFFF) == EMPTY, words - EMPTY, words)
+    return tl.where(((words >> 32) & 0xFFFFFFFF) == EMPTY, words & 0xFFFFFFFF, words)
 
 
 @triton.jit
@@ -184,11 +250,11 @@ def inbox_row(
     N: tl.constexpr,
     INBOX: tl.constexpr,
     MAX_ROWS: tl.constexpr,
-    ROW_LINES: tl.constexpr,
+    ROW_WORDS: tl.constexpr,
 ):
     """Where a row begins in the workspace at `base`, as sent by the rank `sender` after that workspace's."""
     slot = (epoch & 1).to(tl.int64) * (N - 1) + (sender - 1)
-    return base + INBOX + (slot * MAX_ROWS + row) * (ROW_LINES * 16)
+    return base + INBOX + (slot * MAX_ROWS + row) * (ROW_WORDS * 8)
 
 
 @triton.jit
@@ -196,20 +262,20 @@ def send_to_all(
     words,
     table,
     row,
-    line,
+    index,
     live,
     epoch,
     N: tl.constexpr,
     INBOX: tl.constexpr,
     MAX_ROWS: tl.constexpr,
-    ROW_LINES: tl.constexpr,
+    ROW_WORDS: tl.constexpr,
 ):
-    """Push words [LINES] into the inboxes of all other devices, at some lines of a row."""
+    """Push words [WORDS] into the inboxes of all other devices, at some places of a row."""
     for offset in tl.static_range(1, N):
         # To the one `offset` ranks after me, I am the one N - offset after it.
         base = workspace_address(table, offset)
-        start = inbox_row(base, N - offset, row, epoch, N, INBOX, MAX_ROWS, ROW_LINES)
-        send_lines(start + line * 16, words, epoch, live)
+        start = inbox_row(base, N - offset, row, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
+        send_words(start + index * 8, words, live)
 
 
 @triton.jit
@@ -223,22 +289,22 @@ def send_to_owner(
     words,
     table,
     row,
-    line,
+    index,
     live,
     epoch,
     N: tl.constexpr,
     INBOX: tl.constexpr,
     MAX_ROWS: tl.constexpr,
-    ROW_LINES: tl.constexpr,
+    ROW_WORDS: tl.constexpr,
 ):
-    """Push words [LINES] into the inbox of the row's owner, unless that is me."""
+    """Push words [WORDS] into the inbox of the row's owner, unless that is me."""
     owner = owner_offset(table, row, N)
     base = workspace_address(table, 0)
     # All are read and one is chosen: none has to be waited for until it is known which.
     for offset in tl.static_range(1, N):
         base = tl.where(owner == offset, workspace_address(table, offset), base)
-    start = inbox_row(base, N - owner, row, epoch, N, INBOX, MAX_ROWS, ROW_LINES)
-    send_lines(start + line * 16, words, epoch, tl.where(owner == 0, 0, live))
+    start = inbox_row(base, N - owner, row, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
+    send_words(start + index * 8, words, tl.where(owner == 0, 0, live))
 
 
 @triton.jit
@@ -252,25 +318,25 @@ def send_row(
     D: tl.constexpr,
     PARTS: tl.constexpr,
     STRIDE: tl.constexpr,
-    LINES: tl.constexpr,
+    WORDS: tl.constexpr,
     CHUNKS: tl.constexpr,
     N: tl.constexpr,
     INBOX: tl.constexpr,
     MAX_ROWS: tl.constexpr,
-    ROW_LINES: tl.constexpr,
+    ROW_WORDS: tl.constexpr,
 ):
     """Push a whole row, before anything is waited for. What this device has of its last chunk: all, if it is one."""
     V: tl.constexpr = 64 // dtype.primitive_bitwidth
     for chunk in tl.static_range(CHUNKS):
-        line = chunk * LINES + tl.arange(0, LINES)
-        d = line[:, None] * V + tl.arange(0, V)[None, :]
+        index = chunk * WORDS + tl.arange(0, WORDS)
+        d = index[:, None] * V + tl.arange(0, V)[None, :]
         own = local_sum(parts, row * D + d, d < D, PARTS, STRIDE, dtype)
         words = words_of(own, dtype)
-        live = (line * V < D).to(tl.int32)
+        live = (index * V < D).to(tl.int32)
         if TWO_SHOT:
-            send_to_owner(words, table, row, line, live, epoch, N, INBOX, MAX_ROWS, ROW_LINES)
+            send_to_owner(words, table, row, index, live, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
         else:
-            send_to_all(words, table, row, line, live, epoch, N, INBOX, MAX_ROWS, ROW_LINES)
+            send_to_all(words, table, row, index, live, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
     return own
 
 
@@ -279,7 +345,7 @@ def sum_of_all(
     own,
     table,
     row,
-    line,
+    index,
     live,
     epoch,
     polls,
@@ -288,9 +354,9 @@ def sum_of_all(
     N: tl.constexpr,
     INBOX: tl.constexpr,
     MAX_ROWS: tl.constexpr,
-    ROW_LINES: tl.constexpr,
+    ROW_WORDS: tl.constexpr,
 ):
-    """The sum [LINES, V] of all devices' `own`, added in float32 in the order of ranks: the same bits on all."""
+    """The sum [WORDS, V] of all devices' `own`, added in float32 in the order of ranks: the same bits on all."""
     rank = tl.load(table + 2 * N)
     base = workspace_address(table, 0)
     error = error_word(table, N).to(tl.int64)
@@ -299,8 +365,8 @@ def sum_of_all(
     for r in tl.static_range(N):
         theirs = words
         if r != rank:
-            start = inbox_row(base, (r - rank + N) % N, row, epoch, N, INBOX, MAX_ROWS, ROW_LINES)
-            theirs = receive_lines(start + line * 16, epoch, live, polls, error, TOGETHER)
+            start = inbox_row(base, (r - rank + N) % N, row, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
+            theirs = receive_words(start + index * 8, live, polls, error, TOGETHER)
         total += values_of(theirs, dtype)
     return total.to(dtype)
 
@@ -310,7 +376,7 @@ def sum_over_devices(
     own,
     table,
     row,
-    line,
+    index,
     live,
     epoch,
     polls,
@@ -320,25 +386,25 @@ def sum_over_devices(
     N: tl.constexpr,
     INBOX: tl.constexpr,
     MAX_ROWS: tl.constexpr,
-    ROW_LINES: tl.constexpr,
+    ROW_WORDS: tl.constexpr,
 ):
     """`sum_of_all`, after `send_row`: taken here, or in two shots where the row is mine, and else from its owner."""
     if TWO_SHOT:
         owner = owner_offset(table, row, N)
         if owner == 0:
             total = sum_of_all(
-                own, table, row, line, live, epoch, polls, dtype, TOGETHER, N, INBOX, MAX_ROWS, ROW_LINES
+                own, table, row, index, live, epoch, polls, dtype, TOGETHER, N, INBOX, MAX_ROWS, ROW_WORDS
             )
             words = words_of(total, dtype)
             # Even if a wait was given up, so that the others need not wait as long: the exchange tells them.
-            send_to_all(words, table, row, line, live, epoch, N, INBOX, MAX_ROWS, ROW_LINES)
+            send_to_all(words, table, row, index, live, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
         else:
             error = error_word(table, N).to(tl.int64)
-            start = inbox_row(workspace_address(table, 0), owner, row, epoch, N, INBOX, MAX_ROWS, ROW_LINES)
-            words = receive_lines(start + line * 16, epoch, live, polls, error, TOGETHER)
+            start = inbox_row(workspace_address(table, 0), owner, row, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
+            words = receive_words(start + index * 8, live, polls, error, TOGETHER)
         summed = values_of(words, dtype).to(dtype)
     else:
-        summed = sum_of_all(own, table, row, line, live, epoch, polls, dtype, TOGETHER, N, INBOX, MAX_ROWS, ROW_LINES)
+        summed = sum_of_all(own, table, row, index, live, epoch, polls, dtype, TOGETHER, N, INBOX, MAX_ROWS, ROW_WORDS)
     return summed
 
 
@@ -351,35 +417,35 @@ def all_reduce_kernel(
     D: tl.constexpr,
     PARTS: tl.constexpr,
     STRIDE: tl.constexpr,
-    LINES: tl.constexpr,
+    WORDS: tl.constexpr,
     CHUNKS: tl.constexpr,
     TOGETHER: tl.constexpr,
     N: tl.constexpr,
     COUNTERS: tl.constexpr,
     INBOX: tl.constexpr,
     MAX_ROWS: tl.constexpr,
-    ROW_LINES: tl.constexpr,
+    ROW_WORDS: tl.constexpr,
     POLLS: tl.constexpr,
 ):
     """Row program_id(0) of the sum over parts and devices. Grid (T,). STRIDE is T * D where there are several parts.
 
-    A row is CHUNKS times LINES lines.
+    A row is CHUNKS times WORDS words.
     """
     dtype: tl.constexpr = out.dtype.element_ty
     V: tl.constexpr = 64 // dtype.primitive_bitwidth
     row = tl.program_id(0).to(tl.int64)
     counter, epoch, polls = begin_row(table, row, N, COUNTERS, POLLS)
     own = send_row(
-        parts, table, row, epoch, dtype, TWO_SHOT, D, PARTS, STRIDE, LINES, CHUNKS, N, INBOX, MAX_ROWS, ROW_LINES
+        parts, table, row, epoch, dtype, TWO_SHOT, D, PARTS, STRIDE, WORDS, CHUNKS, N, INBOX, MAX_ROWS, ROW_WORDS
     )
     for chunk in tl.static_range(CHUNKS):
-        line = chunk * LINES + tl.arange(0, LINES)
-        d = line[:, None] * V + tl.arange(0, V)[None, :]
+        index = chunk * WORDS + tl.arange(0, WORDS)
+        d = index[:, None] * V + tl.arange(0, V)[None, :]
         if CHUNKS > 1:
             own = local_sum(parts, row * D + d, d < D, PARTS, STRIDE, dtype)
-        live = (line * V < D).to(tl.int32)
+        live = (index * V < D).to(tl.int32)
         total = sum_over_devices(
-            own, table, row, line, live, epoch, polls, dtype, TWO_SHOT, TOGETHER, N, INBOX, MAX_ROWS, ROW_LINES
+            own, table, row, index, live, epoch, polls, dtype, TWO_SHOT, TOGETHER, N, INBOX, MAX_ROWS, ROW_WORDS
         )
         tl.store(out + row * D + d, total, mask=d < D)
     # All threads have read the counter.
@@ -402,14 +468,14 @@ def all_reduce_residual_norm_kernel(
     D: tl.constexpr,
     PARTS: tl.constexpr,
     STRIDE: tl.constexpr,
-    LINES: tl.constexpr,
+    WORDS: tl.constexpr,
     CHUNKS: tl.constexpr,
     TOGETHER: tl.constexpr,
     N: tl.constexpr,
     COUNTERS: tl.constexpr,
     INBOX: tl.constexpr,
     MAX_ROWS: tl.constexpr,
-    ROW_LINES: tl.constexpr,
+    ROW_WORDS: tl.constexpr,
     POLLS: tl.constexpr,
 ):
     """As `all_reduce_kernel`; the sum is added to x, to x_out, and the norm of that goes to normed_out. The norm's
@@ -421,26 +487,26 @@ def all_reduce_residual_norm_kernel(
     if CHUNKS == 1:
         weight += tl.load(weight_row).to(tl.int64) * D
         # Under way while this device sends and waits.
-        line = tl.arange(0, LINES)
-        d = line[:, None] * V + tl.arange(0, V)[None, :]
+        index = tl.arange(0, WORDS)
+        d = index[:, None] * V + tl.arange(0, V)[None, :]
         stream = tl.load(x + row * D + d, mask=d < D, other=0.0)
     own = send_row(
-        parts, table, row, epoch, dtype, TWO_SHOT, D, PARTS, STRIDE, LINES, CHUNKS, N, INBOX, MAX_ROWS, ROW_LINES
+        parts, table, row, epoch, dtype, TWO_SHOT, D, PARTS, STRIDE, WORDS, CHUNKS, N, INBOX, MAX_ROWS, ROW_WORDS
     )
     if CHUNKS == 1:
         # Not before anything is sent: it waits for the row's number.
         scale = tl.load(weight + d, mask=d < D, other=0.0)
-    squares = tl.zeros([LINES, V], tl.float32)
+    squares = tl.zeros([WORDS, V], tl.float32)
     for chunk in tl.static_range(CHUNKS):
-        line = chunk * LINES + tl.arange(0, LINES)
-        d = line[:, None] * V + tl.arange(0, V)[None, :]
+        index = chunk * WORDS + tl.arange(0, WORDS)
+        d = index[:, None] * V + tl.arange(0, V)[None, :]
         if CHUNKS > 1:
             stream = tl.load(x + row * D + d, mask=d < D, other=0.0)
             own = local_sum(parts, row * D + d, d < D, PARTS, STRIDE, dtype)
-        live = (line * V < D).to(tl.int32)
+        live = (index * V < D).to(tl.int32)
         # In the dtype of the stream, as if the sum were the product itself.
         added = sum_over_devices(
-            own, table, row, line, live, epoch, polls, dtype, TWO_SHOT, TOGETHER, N, INBOX, MAX_ROWS, ROW_LINES
+            own, table, row, index, live, epoch, polls, dtype, TWO_SHOT, TOGETHER, N, INBOX, MAX_ROWS, ROW_WORDS
         )
         stream = (stream.to(tl.float32) + added.to(tl.float32)).to(dtype)
         tl.store(x_out + row * D + d, stream, mask=d < D)
@@ -452,8 +518,8 @@ def all_reduce_residual_norm_kernel(
     if CHUNKS > 1:
         weight += tl.load(weight_row).to(tl.int64) * D
     for chunk in tl.static_range(CHUNKS):
-        line = chunk * LINES + tl.arange(0, LINES)
-        d = line[:, None] * V + tl.arange(0, V)[None, :]
+        index = chunk * WORDS + tl.arange(0, WORDS)
+        d = index[:, None] * V + tl.arange(0, V)[None, :]
         if CHUNKS > 1:
             stream = tl.load(x_out + row * D + d, mask=d < D, other=0.0)
             scale = tl.load(weight + d, mask=d < D, other=0.0)
@@ -470,26 +536,26 @@ def all_to_all_kernel(
     ROWS: tl.constexpr,
     D: tl.constexpr,
     PIECES: tl.constexpr,
-    LINES: tl.constexpr,
+    WORDS: tl.constexpr,
     CHUNKS: tl.constexpr,
     TOGETHER: tl.constexpr,
     N: tl.constexpr,
     COUNTERS: tl.constexpr,
     INBOX: tl.constexpr,
     MAX_ROWS: tl.constexpr,
-    ROW_LINES: tl.constexpr,
+    ROW_WORDS: tl.constexpr,
     POLLS: tl.constexpr,
 ):
     """A piece of a row of out [ROWS, N * D] from each device's values [N * ROWS, D]. Grid (ROWS, PIECES).
 
-    A piece is what an inbox has room for as one row: CHUNKS times LINES lines, of which ROW_LINES are used. Waits that
+    A piece is what an inbox has room for as one row: CHUNKS times WORDS words, of which ROW_WORDS are used. Waits that
     were given up leave values of no meaning.
     """
     dtype: tl.constexpr = out.dtype.element_ty
     V: tl.constexpr = 64 // dtype.primitive_bitwidth
     row = tl.program_id(0).to(tl.int64)
     place = row * PIECES + tl.program_id(1)
-    first = tl.program_id(1) * ROW_LINES * V
+    first = tl.program_id(1) * ROW_WORDS * V
     rank = tl.load(table + 2 * N)
     base = workspace_address(table, 0)
     error = error_word(table, N).to(tl.int64)
@@ -497,24 +563,24 @@ def all_to_all_kernel(
     for offset in tl.static_range(1, N):
         # As in send_to_all, but other values for each device: its share of the rows.
         theirs = values + (((rank + offset) % N) * ROWS + row) * D
-        start = inbox_row(workspace_address(table, offset), N - offset, place, epoch, N, INBOX, MAX_ROWS, ROW_LINES)
+        start = inbox_row(workspace_address(table, offset), N - offset, place, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
         for chunk in tl.static_range(CHUNKS):
-            line = chunk * LINES + tl.arange(0, LINES)
-            d = first + line[:, None] * V + tl.arange(0, V)[None, :]
+            index = chunk * WORDS + tl.arange(0, WORDS)
+            d = first + index[:, None] * V + tl.arange(0, V)[None, :]
             words = words_of(tl.load(theirs + d, mask=d < D, other=0.0), dtype)
-            live = ((line < ROW_LINES) & (first + line * V < D)).to(tl.int32)
-            send_lines(start + line * 16, words, epoch, live)
+            live = ((index < ROW_WORDS) & (first + index * V < D)).to(tl.int32)
+            send_words(start + index * 8, words, live)
     for r in tl.static_range(N):
         for chunk in tl.static_range(CHUNKS):
-            line = chunk * LINES + tl.arange(0, LINES)
-            d = first + line[:, None] * V + tl.arange(0, V)[None, :]
-            inside = (line < ROW_LINES)[:, None] & (d < D)
-            live = ((line < ROW_LINES) & (first + line * V < D)).to(tl.int32)
+            index = chunk * WORDS + tl.arange(0, WORDS)
+            d = first + index[:, None] * V + tl.arange(0, V)[None, :]
+            inside = (index < ROW_WORDS)[:, None] & (d < D)
+            live = ((index < ROW_WORDS) & (first + index * V < D)).to(tl.int32)
             if r == rank:
                 received = tl.load(values + (rank * ROWS + row) * D + d, mask=inside, other=0.0).to(tl.float32)
             else:
-                start = inbox_row(base, (r - rank + N) % N, place, epoch, N, INBOX, MAX_ROWS, ROW_LINES)
-                received = values_of(receive_lines(start + line * 16, epoch, live, polls, error, TOGETHER), dtype)
+                start = inbox_row(base, (r - rank + N) % N, place, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
+                received = values_of(receive_words(start + index * 8, live, polls, error, TOGETHER), dtype)
             tl.store(out + row * (N * D) + r * D + d, received.to(dtype), mask=inside)
     # All threads have read the counter.
     tl.debug_barrier()
@@ -563,7 +629,7 @@ def argmax_kernel(
         theirs = words
         if r != rank:
             line = (inbox + ((r - rank + N) % N - 1)) * MAX_ROWS + row
-            theirs = receive_lines(base + INBOX + line * 16, epoch, live, polls, error, 1)
+            theirs = receive_lines(base + INBOX + line * 16, epoch, live, polls, error)
         their_value = theirs.to(tl.int32).to(tl.float32, bitcast=True)
         their_id = (theirs >> 32).to(tl.int32)
         if r == 0:

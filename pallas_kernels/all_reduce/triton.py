@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from pallas_kernels.all_reduce import kernels
-from pallas_kernels.all_reduce.config import EXCHANGE_BLOCK, LINE_DATA_BYTES, POLLS, is_two_shot, row_config
+from pallas_kernels.all_reduce.config import EXCHANGE_BLOCK, POLLS, WORD_BYTES, is_two_shot, row_config
 from pallas_kernels.all_reduce.workspace import Peers, WorkspaceLayout
 from pallas_kernels.platform import PTX_VERSION
 from pallas_kernels.residual_norm.reference import NormKind
@@ -30,14 +30,14 @@ def row_settings(shape: tuple[int, ...], itemsize: int, layout: WorkspaceLayout,
         "PARTS": num_parts,
         # Only several parts need it, and a kernel for each number of rows is compiled.
         "STRIDE": num_rows * size if num_parts > 1 else 0,
-        "LINES": config.lines,
+        "WORDS": config.words,
         "CHUNKS": config.chunks,
         "TOGETHER": config.together,
         "N": layout.num_devices,
         "COUNTERS": layout.row_counters,
         "INBOX": layout.row_inbox,
         "MAX_ROWS": layout.max_rows,
-        "ROW_LINES": layout.row_bytes // LINE_DATA_BYTES,
+        "ROW_WORDS": layout.row_bytes // WORD_BYTES,
         "POLLS": polls,
     }
 
@@ -122,8 +122,8 @@ def all_to_all_triton(values: jax.Array, peers: Peers, *, polls: int = POLLS) ->
     """See `all_to_all`. `polls` bounds the waits, for tests."""
     layout = peers.layout
     rows, size = values.shape[0] // layout.num_devices, values.shape[1]
-    # Whole lines of an inbox's row are a piece.
-    piece_bytes = layout.row_bytes // LINE_DATA_BYTES * LINE_DATA_BYTES
+    # Whole words of an inbox's row are a piece.
+    piece_bytes = layout.row_bytes // WORD_BYTES * WORD_BYTES
     pieces = layout.pieces(size * values.dtype.itemsize)
     settings = row_settings((1, rows, piece_bytes // values.dtype.itemsize), values.dtype.itemsize, layout, polls)
     for name in ("TWO_SHOT", "D", "PARTS", "STRIDE"):

@@ -14,10 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pallas_kernels.all_reduce.config import LINE_DATA_BYTES, MAX_EXCHANGE_BYTES, MAX_EXCHANGE_ROWS, max_kernel_rows
+from pallas_kernels.all_reduce.config import (
+    EMPTY,
+    LINE_BYTES,
+    MAX_EXCHANGE_BYTES,
+    MAX_EXCHANGE_ROWS,
+    WORD_BYTES,
+    max_kernel_rows,
+)
 
 _ALIGNMENT = 256
-_LINE_BYTES = 2 * LINE_DATA_BYTES
 
 
 def _aligned(size: int) -> int:
@@ -28,8 +34,9 @@ def _aligned(size: int) -> int:
 class WorkspaceLayout:
     """What lies where in each device's workspace and in its row of the table.
 
-    The workspace is inboxes. An inbox holds lines of 16 bytes: half of it data, half the epoch, the number of the call.
-    It is there twice, for even and odd epochs: who sends epoch e knows that all have read epoch e - 2 (`kernels.py`).
+    The workspace is inboxes: for maxima of lines of 16 bytes, half of it data, half the epoch, the number of the call;
+    for rows of words of 8 bytes, full of EMPTY between calls. Each is there twice, for even and odd epochs: who sends
+    epoch e knows that all have read epoch e - 2 (`kernels.py`).
 
     The table holds the addresses of all workspaces, the device's rank, and its error word: not 0 once a wait was given
     up. Then a counter of calls for each row of the residual stream, and for each row of an exchange.
@@ -79,22 +86,22 @@ class WorkspaceLayout:
 
     @property
     def row_inbox(self) -> int:
-        """Offset in bytes of [2, N - 1, max_rows, row_bytes / 8] lines of the workspace."""
-        return self.exchange_inbox + 2 * (self.num_devices - 1) * self.max_exchange_rows * _LINE_BYTES
+        """Offset in bytes of [2, N - 1, max_rows, row_bytes / 8] words of the workspace."""
+        return self.exchange_inbox + 2 * (self.num_devices - 1) * self.max_exchange_rows * LINE_BYTES
 
     @property
     def num_bytes(self) -> int:
         """Bytes of a device's workspace."""
-        lines = -(-self.row_bytes // LINE_DATA_BYTES)
-        return _aligned(self.row_inbox + 2 * (self.num_devices - 1) * self.max_rows * lines * _LINE_BYTES)
+        words = -(-self.row_bytes // WORD_BYTES)
+        return _aligned(self.row_inbox + 2 * (self.num_devices - 1) * self.max_rows * words * WORD_BYTES)
 
     def takes(self, num_rows: int, row_bytes: int) -> bool:
         """Whether rows can be summed in it."""
-        return num_rows <= self.max_rows and row_bytes <= self.row_bytes and row_bytes % LINE_DATA_BYTES == 0
+        return num_rows <= self.max_rows and row_bytes <= self.row_bytes and row_bytes % WORD_BYTES == 0
 
     def pieces(self, row_bytes: int) -> int:
         """Rows of an inbox that a row of an exchange takes, which may be longer than they are."""
-        return -(-row_bytes // (self.row_bytes // LINE_DATA_BYTES * LINE_DATA_BYTES))
+        return -(-row_bytes // (self.row_bytes // WORD_BYTES * WORD_BYTES))
 
     def takes_columns(self, num_rows: int, row_bytes: int) -> bool:
         """Whether each device can be given the columns, of `row_bytes`, that the others have of its `num_rows` rows."""
@@ -132,6 +139,12 @@ def first_table(addresses: Sequence[int], layout: WorkspaceLayout) -> np.ndarray
     return table.view(np.int32)
 
 
+def first_memory(layout: WorkspaceLayout) -> jax.Array:
+    """[num_bytes / 4] uint32, what a workspace holds before the first call: epochs that are none, and EMPTY."""
+    of_rows = jnp.arange(layout.num_bytes // 4) >= layout.row_inbox // 4
+    return jnp.where(of_rows, jnp.uint32(EMPTY), jnp.uint32(0))
+
+
 class PeerWorkspace:
     """The workspaces of a mesh's devices. Must be kept as long as any step that was given its table may run.
 
@@ -151,9 +164,8 @@ class PeerWorkspace:
         if len(devices) != layout.num_devices:
             raise ValueError(f"the layout is for {layout.num_devices} devices; the mesh has {len(devices)}")
         split = NamedSharding(mesh, PartitionSpec(axis))
-        shape = (len(devices), layout.num_bytes // 4)
-        zeros = jax.jit(lambda: jnp.zeros(shape, jnp.int32), out_shardings=split)()
-        self._memory: jax.Array = jax.block_until_ready(zeros)
+        memory = jax.jit(lambda: jnp.tile(first_memory(layout), (len(devices), 1)), out_shardings=split)()
+        self._memory: jax.Array = jax.block_until_ready(memory)
         pointers = {s.device: s.data.unsafe_buffer_pointer() for s in self._memory.addressable_shards}
         table = first_table([pointers[device] for device in devices], layout)
         self.peers = Peers(jax.device_put(table, split), layout)

@@ -1,9 +1,10 @@
 """Runs the all-reduce kernels in Triton's interpreter, rank after rank, over workspaces in this process's memory.
 
-The interpreter knows no assembly: sending and receiving a line are replaced by plain stores and loads of the same 16
-bytes. Ranks that run one after the other cannot wait for each other, so each call is made three times, with counters
-and error words as they were: once so that all have sent; again because a rank that received nothing tells the others so
-in its next program, and because owners of rows send their sums only now; and once more so that all receive.
+The interpreter knows no assembly: sending and receiving a word or a line are replaced by plain stores and loads of the
+same bytes. Ranks that run one after the other cannot wait for each other, so each call is made three times, with
+counters and error words as they were: once so that all have sent; again because a rank that received nothing tells the
+others so in its next program, and because owners of rows send their sums only now; and once more so that all receive.
+Only then words are not sent again, and what is received is emptied.
 """
 
 # mypy: ignore-errors
@@ -21,8 +22,9 @@ import triton.language as tl
 
 import pallas_kernels.all_reduce.triton as launching
 from pallas_kernels.all_reduce import Peers, WorkspaceLayout, config, kernels
-from pallas_kernels.all_reduce.workspace import first_table
+from pallas_kernels.all_reduce.workspace import first_memory, first_table
 
+EMPTY = tl.constexpr(config.EMPTY)
 OF_EACH_RANK = {"parts", "values", "ids", "columns"}
 
 
@@ -35,7 +37,7 @@ def send_lines(address, word, epoch, live):
 
 
 @triton.jit
-def receive_lines(address, epoch, live, polls, error, TOGETHER: tl.constexpr):
+def receive_lines(address, epoch, live, polls, error):
     half = address.to(tl.pointer_type(tl.int64))
     low = tl.load(half, mask=live != 0, other=0)
     high = tl.load(half + 1, mask=live != 0, other=0)
@@ -45,18 +47,52 @@ def receive_lines(address, epoch, live, polls, error, TOGETHER: tl.constexpr):
     return (low & 0xFFFFFFFF) | (high << 32)
 
 
+@triton.jit
+def send_words(address, word, live):
+    tl.store(address.to(tl.pointer_type(tl.int64)), word, mask=live != 0)
+
+
+@triton.jit
+def send_no_words(address, word, live):
+    pass
+
+
+@triton.jit
+def look_at_words(address, live, polls, error, TOGETHER: tl.constexpr):
+    word = tl.load(address.to(tl.pointer_type(tl.int64)), mask=live != 0, other=0)
+    empty = ((word & 0xFFFFFFFF) == EMPTY) | (((word >> 32) & 0xFFFFFFFF) == EMPTY)
+    missing = tl.max(tl.where(empty, 1, 0), 0)
+    tl.store(error.to(tl.pointer_type(tl.int32)), missing, mask=missing != 0)
+    return word
+
+
+@triton.jit
+def receive_words(address, live, polls, error, TOGETHER: tl.constexpr):
+    word = look_at_words(address, live, polls, error, TOGETHER)
+    empty = ((word & 0xFFFFFFFF) == EMPTY) | (((word >> 32) & 0xFFFFFFFF) == EMPTY)
+    both = tl.full(word.shape, EMPTY, tl.int64)
+    tl.store(address.to(tl.pointer_type(tl.int64)), (both << 32) | both, mask=(live != 0) & (empty == 0))
+    return word
+
+
 class Ranks:
     """Workspaces of some ranks, and calls of all of them."""
 
     def __init__(self, layout: WorkspaceLayout) -> None:
         self._layout = layout
-        self.memory = [np.zeros(layout.num_bytes // 4, np.int32) for _ in range(layout.num_devices)]
+        self.memory = [np.asarray(first_memory(layout)).copy() for _ in range(layout.num_devices)]
+        self._sent = self.occupied()
         self.table = first_table([m.ctypes.data for m in self.memory], layout)
 
     def call(self, operation: Callable[..., list[jax.Array]], ranks: list[int]) -> list[list[np.ndarray]]:
         """The results of each of these ranks; the others do not take part."""
         before = self.table.copy()
         for attempt in range(3):
+            last = attempt == 2
+            kernels.send_words = send_no_words if last else send_words
+            kernels.receive_words = receive_words if last else look_at_words
+            if last:
+                self._sent |= self.occupied()
             results = []
             for rank in ranks:
                 if attempt:
@@ -68,10 +104,13 @@ class Ranks:
 
     def senders(self) -> np.ndarray:
         """[ranks, max_rows]: how many ranks ever wrote into a rank's inboxes for a row."""
+        return self._sent.any((1, 4)).sum(1)
+
+    def occupied(self) -> np.ndarray:
+        """[ranks, 2, N - 1, max_rows, words]: which halves of words of the inboxes for rows are not empty."""
         n, first = self._layout.num_devices, self._layout.row_inbox // 4
-        shape = (2, n - 1, self._layout.max_rows, self._layout.row_bytes // 8 * 4)
-        inboxes = np.stack([m[first : first + np.prod(shape)].reshape(shape) for m in self.memory])
-        return inboxes.any((1, 4)).sum(1)
+        shape = (2, n - 1, self._layout.max_rows, self._layout.row_bytes // 8 * 2)
+        return np.stack([m[first : first + np.prod(shape)].reshape(shape) for m in self.memory]) != config.EMPTY
 
 
 def summing_in_two_shots(chosen: bool) -> AbstractContextManager:
@@ -128,6 +167,8 @@ def run(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, ...]:
                 ranks.call(operation, together[-1:])
             else:
                 results = ranks.call(operation, together)
+        if not late and ranks.occupied().any():
+            raise RuntimeError("what was received has not been emptied")
     errors = ranks.table[:, layout.error_word].copy()
     senders = (ranks.senders(),) if count_senders else ()
     return (*(array for of_rank in results for array in of_rank), *senders, errors)

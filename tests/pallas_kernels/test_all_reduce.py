@@ -27,9 +27,10 @@ from pallas_kernels.all_reduce import (
 from pallas_kernels.all_reduce import triton as launching
 from pallas_kernels.all_reduce.arg_specs import HIDDEN_SIZES
 from pallas_kernels.all_reduce.config import (
-    LINE_DATA_BYTES,
+    EMPTY,
     MAX_INBOX_BYTES,
     MAX_ROWS,
+    WORD_BYTES,
     is_two_shot,
     max_kernel_rows,
     row_config,
@@ -162,6 +163,22 @@ def two_shot_arguments(name: str) -> dict[str, np.ndarray]:
     return args
 
 
+# Bytes of a value.
+ZEROS = {"float16": 2, "float32": 4}
+
+
+def zeros_and_values(dtype: str) -> np.ndarray:
+    """[4 ranks, 1, 1, 8]: negative zeros beside other values, and what an empty word of an inbox looks like."""
+    empty = np.array([EMPTY] * 2, np.uint32).view(dtype)
+    parts = np.zeros((4, 1, 1, 8), dtype)
+    parts[:, 0, 0, : len(empty)] = empty
+    parts[0, 0, 0, 4:] = [-0.0, 5, -0.0, -0.0]
+    parts[1, 0, 0, 4:] = [-0.0, -0.0, -0.0, -0.0]
+    parts[2, 0, 0, 4:] = [-0.0, -0.0, 7, -0.0]
+    parts[3, 0, 0, 4:] = [-0.0, 1, -0.0, -0.0]
+    return parts
+
+
 @pytest.fixture(scope="module")
 def two_shot_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[np.ndarray]]:
     cases = {}
@@ -176,6 +193,11 @@ def two_shot_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list
             if form != "turns" or name == "sum":
                 cases[f"{name}, {form}"] = KernelCase(args, {**options, "two_shot": two_shot})
     options = {"operation": "all_reduce", "row_bytes": 400, "max_rows": 8}
+    for dtype, size in ZEROS.items():
+        args = {"parts": zeros_and_values(dtype)}
+        zeros = {"operation": "all_reduce", "row_bytes": size * 8, "max_rows": 2, "dtype": dtype}
+        for form in ("one", "two"):
+            cases[f"zeros, {dtype}, {form}"] = KernelCase(args, {**zeros, "two_shot": FORMS[form]})
     counted = {**options, "count_senders": True, "two_shot": FORMS["two"]}
     cases["senders"] = KernelCase({"parts": arguments(4, 100, rows=5)["parts"]}, counted)
     values, ids, _ = choices(4)
@@ -273,6 +295,15 @@ def test_two_shots_add_in_the_order_of_ranks_and_round_once(
     np.testing.assert_array_equal(summed, total.astype(np.float16))
 
 
+@pytest.mark.parametrize("form", ["one", "two"])
+@pytest.mark.parametrize("dtype", ZEROS)
+def test_rows_that_look_like_an_empty_inbox_are_summed_as_any_other(
+    dtype: str, form: str, two_shot_results: dict[str, list[np.ndarray]]
+) -> None:
+    ((summed,), *_) = of_ranks(two_shot_results[f"zeros, {dtype}, {form}"], 4)
+    np.testing.assert_allclose(summed, zeros_and_values(dtype).sum((0, 1)), atol=1e-39)
+
+
 def test_in_two_shots_rows_go_to_their_owner_and_sums_to_the_others(
     two_shot_results: dict[str, list[np.ndarray]],
 ) -> None:
@@ -331,7 +362,7 @@ def test_the_regions_of_a_workspace_follow_each_other(size: int, itemsize: int, 
     assert 0 < layout.max_rows <= MAX_ROWS
     ends = (
         layout.exchange_inbox + 2 * (num_devices - 1) * layout.max_exchange_rows * 16,
-        layout.row_inbox + 2 * (num_devices - 1) * layout.max_rows * layout.row_bytes * 2,
+        layout.row_inbox + 2 * (num_devices - 1) * layout.max_rows * layout.row_bytes,
     )
     starts = (layout.row_inbox, layout.num_bytes)
     assert all(end <= start and start % 16 == 0 for end, start in zip(ends, starts, strict=True))
@@ -346,8 +377,8 @@ def test_the_regions_of_a_workspace_follow_each_other(size: int, itemsize: int, 
 @pytest.mark.parametrize("row_bytes", [8, 1152, 8192, 16384, 32768, 65536])
 def test_a_row_is_cut_so_that_all_of_it_is_sent(row_bytes: int) -> None:
     config = row_config(row_bytes)
-    assert config.lines * config.chunks * LINE_DATA_BYTES >= row_bytes
-    assert config.lines == 32 * config.num_warps * config.together
+    assert config.words * config.chunks * WORD_BYTES >= row_bytes
+    assert config.words == 32 * config.num_warps * config.together
     assert config.num_warps <= 32 and config.together <= 4
 
 
@@ -359,7 +390,7 @@ def test_many_devices_take_fewer_rows_at_once() -> None:
 def test_two_shots_are_taken_where_they_spare_more_than_a_hop_costs() -> None:
     assert not any(is_two_shot(rows, row_bytes, 2) for rows in (1, 512) for row_bytes in (8192, 65536))
     # Rows from which on, of 8 and 16 KB.
-    for num_devices, wanted in ((3, (55, 28)), (4, (25, 13)), (8, (7, 4))):
+    for num_devices, wanted in ((3, (110, 55)), (4, (49, 25)), (8, (14, 7))):
         for row_bytes, first in zip((8192, 16384), wanted, strict=True):
             assert not is_two_shot(first - 1, row_bytes, num_devices)
             assert is_two_shot(first, row_bytes, num_devices)
