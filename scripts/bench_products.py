@@ -16,7 +16,7 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, replace
 from functools import partial
@@ -59,14 +59,19 @@ WIDE_CUTS = [SkinnyConfig(*c) for c in ((64, 128, 4, 4), (64, 64, 4, 6), (128, 6
 Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def cuts(rows: int, columns: int, size: int) -> Iterator[SkinnyConfig]:
-    """Those of a product that fit a card's shared memory, and do not leave most of it idle."""
-    for parts in (1, 2, 4):
-        for config in (replace(cut, parts=parts) for cut in CUTS):
-            shared = config.num_stages * 2 * config.block_d * (max(16, rows) + config.block_n)
-            programs = -(-columns // config.block_n) * parts
-            if size % (parts * config.block_d) == 0 and shared <= SHARED_BYTES and 60 <= programs <= 600:
-                yield config
+def fitting(cuts: Iterable[SkinnyConfig], rows: int, size: int, num_weights: int = 1) -> list[SkinnyConfig]:
+    """Those whose parts D divides into, and whose blocks the shared memory of a program holds."""
+    return [
+        cut
+        for cut in cuts
+        if size % (cut.parts * cut.block_d) == 0 and cut.shared_bytes(rows, num_weights) <= SHARED_BYTES
+    ]
+
+
+def other_cuts(rows: int, columns: int, size: int) -> list[SkinnyConfig]:
+    """Other ways to cut a product that do not leave most of a card idle."""
+    in_parts = [replace(cut, parts=parts) for parts in (1, 2, 4) for cut in CUTS]
+    return [c for c in fitting(in_parts, rows, size) if 60 <= -(-columns // c.block_n) * c.parts <= 600]
 
 
 def products(rows: int, columns: int, size: int, *, tune: bool = False) -> dict[str, Product]:
@@ -75,7 +80,9 @@ def products(rows: int, columns: int, size: int, *, tune: bool = False) -> dict[
     if (config := skinny_config(rows, columns, size)) is not None:
         found["triton"] = partial(skinny_matmul_triton, config=config)
     if tune:
-        found |= {f"triton {astuple(c)}": partial(skinny_matmul_triton, config=c) for c in cuts(rows, columns, size)}
+        found |= {
+            f"triton {astuple(c)}": partial(skinny_matmul_triton, config=c) for c in other_cuts(rows, columns, size)
+        }
     return found
 
 
@@ -118,12 +125,13 @@ def cases(rows: int, model: str, tp: int, *, tune: bool) -> dict[str, tuple[tupl
         return (columns, size), {name: partial(reader, product) for name, product in found.items()}
 
     if tune:
-        gated |= {f"triton, gated {astuple(c)}": partial(gated_matmul_triton, config=c) for c in WIDE_CUTS}
+        cuts = fitting(WIDE_CUTS, rows, hidden, num_weights=2)
+        gated |= {f"triton, gated {astuple(c)}": partial(gated_matmul_triton, config=c) for c in cuts}
     scores: dict[str, Product] = {"xla": partial(scores_matmul, implementation="reference")}
     if scores_config(rows, config.vocab_size // tp, hidden) is not None:
         scores["triton"] = partial(scores_matmul, implementation="triton")
     if tune:
-        scores |= {f"triton {astuple(c)}": partial(scores_by, config=c) for c in WIDE_CUTS}
+        scores |= {f"triton {astuple(c)}": partial(scores_by, config=c) for c in fitting(WIDE_CUTS, rows, hidden)}
     return {
         "qkv": ways(qkv, hidden, alone),
         "out": ways(hidden, heads, with_norm),
@@ -134,12 +142,9 @@ def cases(rows: int, model: str, tp: int, *, tune: bool) -> dict[str, tuple[tupl
 
 
 def compiled(compute: Product, x: jax.Array, weights: list[jax.Array]) -> Any:
-    """The products of x and each weight, in one executable; None if it needs more than the card has."""
+    """The products of x and each weight, in one executable."""
     each = jax.jit(compute)
-    try:
-        return jax.jit(lambda x, weights: [each(x, weight) for weight in weights]).lower(x, weights).compile()
-    except jax.errors.JaxRuntimeError:
-        return None
+    return jax.jit(lambda x, weights: [each(x, weight) for weight in weights]).lower(x, weights).compile()
 
 
 def microseconds(together: Any, x: jax.Array, weights: list[jax.Array]) -> float:
@@ -203,7 +208,7 @@ def main() -> int:
             rest = {way: compute for way, compute in ways.items() if way != "xla"}
             with ThreadPoolExecutor() as threads:
                 runs |= zip(rest, threads.map(partial(compiled, x=x, weights=weights), rest.values()), strict=True)
-            result["us"] = {way: microseconds(run, x, weights) for way, run in runs.items() if run is not None}
+            result["us"] = {way: microseconds(run, x, weights) for way, run in runs.items()}
             results.append(result)
             print(json.dumps(result), flush=True)
             if args.json:

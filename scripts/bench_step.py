@@ -22,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from jaxserve.layers import norm
 from jaxserve.model_directory import resolve_model
 from jaxserve.models.config import ModelConfig
 from jaxserve.models.registry import load_config
+from jaxserve.progress import progress_bars
 from jaxserve.request import Request, SamplingParams
 from jaxserve.runner.buckets import Bucket
 from jaxserve.runner.model_runner import DispatchedStep
@@ -114,7 +116,8 @@ class StepBench:
                 self.run(lengths)
         finally:
             runner._call, runner.collect = call, collect
-        runner.compile_buckets(buckets)
+        with progress_bars() as report:
+            runner.compile_buckets(buckets, report)
 
     def settle(self, lengths: list[tuple[int, int]]) -> None:
         """Run requests like those that will be measured, and once more if steps asked for shapes that were not
@@ -258,34 +261,26 @@ def main() -> None:
         bench.run([(16, 1)])
         add({"case": "start to first token", "seconds": time.perf_counter() - started})
     cases = args.cases.split(",")
-    decode = []
+    # The requests of each case, and what measures it.
+    runs: list[tuple[list[tuple[int, int]], Callable[[], Figures]]] = []
     for batch in args.batches if "decode" in cases else ():
         num_in, num_out = DECODE_ALONE if batch == 1 else DECODE_TOGETHER
         num_in, num_out = scaled(num_in), max(8, scaled(num_out))
         if batch <= llm.info.max_num_seqs and bench.fits(batch, num_in + num_out):
-            decode.append((batch, num_in, num_out))
-    prefill = (
-        [(PREFILL_CASE[0], min(scaled(PREFILL_CASE[1]), llm.info.limits.max_model_len - 1))]
-        if "prefill" in cases
-        else []
-    )
-    trace = []
+            runs.append(([(num_in, num_out)] * batch, partial(bench.decode, batch, num_in, num_out)))
+    if "prefill" in cases:
+        batch, num_in = PREFILL_CASE
+        num_in = min(scaled(num_in), llm.info.limits.max_model_len - 1)
+        runs.append(([(num_in, 1)] * batch, partial(bench.prefill, batch, num_in)))
     if "trace" in cases:
         pairs = json.loads(TRACE.read_text())["requests"]
-        trace.append([(scaled(a), scaled(b)) for a, b in pairs[: scaled(len(pairs))]])
+        lengths = [(scaled(a), scaled(b)) for a, b in pairs[: scaled(len(pairs))]]
+        runs.append((lengths, partial(bench.trace, lengths)))
     if args.compile_as_met:
-        bench.compile_for(
-            [[(num_in, num_out)] * batch for batch, num_in, num_out in decode]
-            + [[(num_in, 1)] * batch for batch, num_in in prefill]
-            + trace
-        )
+        bench.compile_for(lengths for lengths, _ in runs)
         add({"case": "compiled", "seconds": time.perf_counter() - started})
-    for case in decode:
-        add(bench.decode(*case))
-    for prompts in prefill:
-        add(bench.prefill(*prompts))
-    for lengths in trace:
-        add(bench.trace(lengths))
+    for _, run in runs:
+        add(run())
     if args.json:
         print(json.dumps(record))
         return

@@ -6,9 +6,8 @@
 Kernels: no register spilled to memory; wgmma, Hopper's matrix instruction, in the prefill kernels of 16-bit inputs;
 keys and values fetched ahead by cp.async, or by TMA. The sampler: no second array as large as the logits. Steps: all of
 the KV pool written in place and none of it copied, everything in one command buffer (CUDA graph) but the copy of the
-tokens to the host, no sort and no loop,
-the kernels' work laid out once and not in each layer. There is no autotuning in it, so it says nothing of which matrix
-kernels the GPU would choose. Takes about two minutes.
+tokens to the host, no sort and no loop, the kernels' work laid out once and not in each layer. There is no autotuning
+in it, so it says nothing of which matrix kernels the GPU would choose. Takes about two minutes.
 """
 
 import os
@@ -111,9 +110,21 @@ def run_step(*args: Any) -> Any:
 step_compiler.run_step = run_step  # type: ignore[assignment, attr-defined]
 
 
-def thunks_of_last_step() -> list[str]:
-    """The lines of what XLA runs for the step that was compiled last; those inside graphs are indented."""
-    return next(Path(DUMP.name).glob("*run_step*thunk_sequence_after_thunk_passes.txt")).read_text().splitlines()
+def clear_dump() -> None:
+    """Forget what was compiled before."""
+    for old in Path(DUMP.name).iterdir():
+        old.unlink()
+
+
+def thunks_of(function: str) -> list[str]:
+    """The lines of what XLA runs for the one executable of a function since `clear_dump`; those inside graphs are
+    indented."""
+    return next(Path(DUMP.name).glob(f"*{function}*thunk_sequence_after_thunk_passes.txt")).read_text().splitlines()
+
+
+def outside_graphs(thunks: list[str]) -> list[str]:
+    """The kinds of those that are not inside a graph."""
+    return [line.split()[1] for line in thunks if line[:1].isdigit()]
 
 
 @dataclass(frozen=True)
@@ -169,10 +180,8 @@ def on_hopper(*, mosaic: bool = True, skinny: bool = True) -> Iterator[None]:
             stack.enter_context(mock.patch.object(module, "is_hopper", lambda: True))
         stack.enter_context(mock.patch.object(api, "MOSAIC_GPU_BY_DEFAULT", mosaic))
         stack.enter_context(mock.patch.object(skinny_api, "SKINNY_BY_DEFAULT", skinny))
-        compute_capability = mock.patch.object(
-            triton_lib.triton_kernel_call_lib, "get_compute_capability", lambda device: 90
-        )
-        stack.enter_context(compute_capability)
+        launcher = triton_lib.triton_kernel_call_lib
+        stack.enter_context(mock.patch.object(launcher, "get_compute_capability", lambda device: 90))
         yield
 
 
@@ -280,13 +289,12 @@ def abstract_product(mesh: Mesh, num_rows: int, *weight: int) -> tuple[jax.Shape
 def check_skinny(mesh: Mesh, num_rows: int, columns: int, size: int) -> list[str]:
     """What is wrong with the Triton kernels for products, gated ones, and scores of a few rows."""
     weight, matrices = (columns, size), (2, columns, size)
-    runs: list[tuple[Any, tuple[int, ...]]] = []
-    if (config := skinny_config(num_rows, *weight)) is not None:
-        runs.append((partial(skinny_matmul_triton, config=config), weight))
-    if (config := gated_config(num_rows, *weight)) is not None:
-        runs.append((partial(gated_matmul_triton, config=config), matrices))
-    if (config := scores_config(num_rows, *weight)) is not None:
-        runs.append((partial(skinny_matmul_triton, config=config, dtype=jnp.float32), weight))
+    takes = (
+        (skinny_config(num_rows, *weight), skinny_matmul_triton, weight),
+        (gated_config(num_rows, *weight), gated_matmul_triton, matrices),
+        (scores_config(num_rows, *weight), partial(skinny_matmul_triton, dtype=jnp.float32), weight),
+    )
+    runs = [(partial(kernel, config=config), shape) for config, kernel, shape in takes if config is not None]
     with recorded_kernels() as kernels:
         for run, shape in runs:
             jax.jit(run).trace(*abstract_product(mesh, num_rows, *shape)).lower()
@@ -365,15 +373,14 @@ def check_step(mesh: Mesh, bucket: Bucket, *, mosaic: bool = False, skinny: bool
     model = AbstractModel(mesh)
     # Layers are traced once for each shape: what was traced with other kernels must not be used again.
     jax.clear_caches()
-    for old in Path(DUMP.name).iterdir():
-        old.unlink()
+    clear_dump()
     with on_hopper(mosaic=mosaic, skinny=skinny):
         step: Any = StepCompiler(model, model.weights, mesh, pool, 256, 256).compile(bucket)
     pool_bytes = pool.num_pages * pool.page_bytes
     memory = step.memory_analysis()
     text = step.as_text()
-    thunks = thunks_of_last_step()
-    outside = [line.split()[1] for line in thunks if line[:1].isdigit()]
+    thunks = thunks_of("run_step")
+    outside = outside_graphs(thunks)
     calls = kernel_calls(text)
     # Only norms give two streams; all of the sampler are given the logits.
     stream = re.escape(f"bf16[{bucket.num_tokens},{MODEL.hidden_size}]{{1,0}}")

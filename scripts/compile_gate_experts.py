@@ -8,7 +8,6 @@ buffer, no weight copied, no sort and no loop. Takes about two minutes.
 
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -84,7 +83,7 @@ def check_layers(mesh: Mesh, name: str, num_tokens: int) -> list[str]:
     experts = EXPERTS[name]
     layers = AbstractExperts(mesh, experts, "bfloat16", NUM_LAYERS)
     x = jax.ShapeDtypeStruct((num_tokens, experts.hidden_size), "bfloat16", sharding=named_sharding(mesh))
-    clear_dump()
+    gate.clear_dump()
     with gate.on_hopper():
         compiled: Any = jax.jit(layers.run_experts).lower(layers.weights, x).compile()
     temporary = compiled.memory_analysis().temp_size_in_bytes
@@ -99,16 +98,10 @@ def check_layers(mesh: Mesh, name: str, num_tokens: int) -> list[str]:
     return problems
 
 
-def clear_dump() -> None:
-    for old in Path(gate.DUMP.name).iterdir():
-        old.unlink()
-
-
 def check_graph(function: str, text: str, where: str) -> list[str]:
     """Whether the executable that was just compiled is one command buffer (a step with the copy of its tokens besides),
     without what could not be in one."""
-    dump = next(Path(gate.DUMP.name).glob(f"*{function}*thunk_sequence_after_thunk_passes.txt"))
-    outside = [line.split()[1] for line in dump.read_text().splitlines() if line[:1].isdigit()]
+    outside = gate.outside_graphs(gate.thunks_of(function))
     wanted = gate.STEP_THUNKS if function == "run_step" else ["kCommandBuffer"]
     problems = [] if outside == wanted else [f"{where}: not one command buffer, but {outside[:8]}"]
     if loops := re.findall(r" (?:sort|while)\(|DeviceRadixSort", text):
@@ -126,11 +119,8 @@ def check_step(mesh: Mesh, bucket: Bucket) -> list[str]:
     )
     config = replace(gate.MODEL, hidden_size=spec.hidden_size, experts=experts)
     pool = KVPoolSpec(NUM_LAYERS, 3001, 16, config.num_kv_heads, config.head_dim, jnp.dtype("bfloat16"))
-    clear_dump()
-    with (
-        mock.patch.object(gate, "MODEL", config),
-        gate.on_hopper(),
-    ):
+    gate.clear_dump()
+    with mock.patch.object(gate, "MODEL", config), gate.on_hopper():
         model = gate.AbstractModel(mesh)
         step: Any = StepCompiler(model, model.weights, mesh, pool, 256, 256).compile(bucket)
     text = step.as_text()

@@ -152,5 +152,5 @@ def _versions() -> Iterator[tuple[str, str | None]]:
 
 def _variables() -> Iterator[tuple[str, str]]:
     for name, value in os.environ.items():
-        if name.startswith(("XLA_", "JAX_", "TRITON_", "MOSAIC_", "PALLAS_KERNELS_")) and not name.startswith(_UNREAD):
+        if name.startswith(("XLA_", "JAX_", "TRITON_", "MOSAIC_")) and not name.startswith(_UNREAD):
             yield name, value

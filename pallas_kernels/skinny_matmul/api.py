@@ -8,7 +8,14 @@ import jax.numpy as jnp
 
 from pallas_kernels.platform import Implementation, is_hopper, triton_can_run
 from pallas_kernels.residual_norm.reference import sum_parts
-from pallas_kernels.skinny_matmul.config import gated_config, scores_config, skinny_config, tiled_gated_config
+from pallas_kernels.skinny_matmul.config import (
+    SkinnyConfig,
+    TiledConfig,
+    gated_config,
+    scores_config,
+    skinny_config,
+    tiled_gated_config,
+)
 from pallas_kernels.skinny_matmul.reference import (
     gated_matmul_reference,
     scores_matmul_reference,
@@ -45,10 +52,9 @@ def skinny_matmul(x: jax.Array, weight: jax.Array, *, implementation: Implementa
         raise ValueError(
             f"x must be [T, D] and weight [N, D] of one dtype; got {x.dtype}{x.shape} and {weight.dtype}{weight.shape}"
         )
-    config = skinny_config(x.shape[0], *weight.shape)
-    if _pick(implementation, {"triton": config}, x, weight) == "reference":
+    config = _pick(implementation, {"triton": skinny_config(x.shape[0], *weight.shape)}, x, weight)
+    if config is None:
         return skinny_matmul_reference(x, weight)
-    assert config is not None
     # Loaded only here: it is not needed where the reference runs.
     from pallas_kernels.skinny_matmul.triton import skinny_matmul_triton
 
@@ -77,17 +83,17 @@ def gated_matmul(x: jax.Array, weight: jax.Array, *, implementation: GatedImplem
             f"{weight.dtype}{weight.shape}"
         )
     sizes = (x.shape[0], *weight.shape[1:])
-    few, many = gated_config(*sizes), tiled_gated_config(*sizes)
-    picked = _pick(implementation, {"triton": few, "mosaic_gpu": many}, x, weight)
+    configs = {"triton": gated_config(*sizes), "mosaic_gpu": tiled_gated_config(*sizes)}
+    config = _pick(implementation, configs, x, weight)
     # Each is loaded only here: neither is needed where the reference runs.
-    if picked == "triton" and few is not None:
+    if isinstance(config, SkinnyConfig):
         from pallas_kernels.skinny_matmul.triton import gated_matmul_triton
 
-        return gated_matmul_triton(x, weight, few)
-    if picked == "mosaic_gpu" and many is not None:
+        return gated_matmul_triton(x, weight, config)
+    if isinstance(config, TiledConfig):
         from pallas_kernels.skinny_matmul.tiled import tiled_gated_matmul
 
-        return tiled_gated_matmul(x, weight, many)
+        return tiled_gated_matmul(x, weight, config)
     if implementation == "reference":
         return gated_matmul_reference(x, weight)
     parts = skinny_matmul(x, weight.reshape(-1, weight.shape[2]))
@@ -113,36 +119,36 @@ def scores_matmul(x: jax.Array, weight: jax.Array, *, implementation: Implementa
         raise ValueError(
             f"x must be [T, D] and weight [V, D] of one dtype; got {x.dtype}{x.shape} and {weight.dtype}{weight.shape}"
         )
-    config = scores_config(x.shape[0], *weight.shape)
-    if _pick(implementation, {"triton": config}, x, weight) == "reference":
+    config = _pick(implementation, {"triton": scores_config(x.shape[0], *weight.shape)}, x, weight)
+    if config is None:
         return scores_matmul_reference(x, weight)
-    assert config is not None
     from pallas_kernels.skinny_matmul.triton import skinny_matmul_triton
 
     return skinny_matmul_triton(x, weight, config, dtype=jnp.float32)[0]
 
 
-def _pick(asked: str | None, configs: Mapping[str, object | None], x: jax.Array, weight: jax.Array) -> str:
-    """The implementation that is asked for, or which None stands for.
+def _pick[Config](
+    asked: str | None, configs: Mapping[str, Config | None], x: jax.Array, weight: jax.Array
+) -> Config | None:
+    """How the kernel that is asked for cuts these arrays, or that which None stands for; None for the reference.
 
     Args:
         asked: by the caller.
-        configs: by the kernel's name, how it would cut these arrays; None if it does not take them.
+        configs: by the kernel's name, how it would cut them; None if it does not take them.
         x: [T, D].
         weight: [..., D].
 
     Raises:
         ValueError: there is no such implementation, or it does not take these arrays.
     """
-    fitting = [
-        name for name, config in configs.items() if config is not None and x.dtype in (jnp.bfloat16, jnp.float16)
-    ]
+    is_16_bit = x.dtype in (jnp.bfloat16, jnp.float16)
+    fitting = {name: config for name, config in configs.items() if config is not None and is_16_bit}
     if asked is None:
         # On other GPUs they were never measured, and may not find the shared memory they need.
         by_default = SKINNY_BY_DEFAULT and triton_can_run() and is_hopper()
-        return fitting[0] if fitting and by_default else "reference"
+        return next(iter(fitting.values()), None) if by_default else None
     if asked not in ("reference", *configs):
         raise ValueError(f"unknown implementation {asked!r}; there are: reference, {', '.join(configs)}")
     if asked not in ("reference", *fitting):
         raise ValueError(f"{asked} does not take {x.dtype}{x.shape} by {weight.shape}; leave implementation None")
-    return asked
+    return fitting.get(asked)

@@ -39,6 +39,10 @@ class SkinnyConfig:
     num_stages: int
     parts: int = 1
 
+    def shared_bytes(self, num_rows: int, num_weights: int = 1) -> int:
+        """Of a program's shared memory: its blocks of x and of each weight, of 16 bits."""
+        return self.num_stages * 2 * self.block_d * (max(16, num_rows) + num_weights * self.block_n)
+
 
 @dataclass(frozen=True)
 class TiledConfig:

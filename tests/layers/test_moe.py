@@ -7,7 +7,7 @@ from flax import nnx
 
 from jaxserve.layers.moe import RoutedExperts
 from jaxserve.sharding import make_mesh
-from tests.pallas_kernels.cases import silu
+from tests.references.blocks import silu
 
 HIDDEN, INNER, EXPERTS, CHOSEN = 12, 8, 6, 2
 TOKENS = 9

@@ -37,12 +37,6 @@ def dense_attention(q, keys, values, num_context, window=None, soft_cap=None, al
     return np.einsum("kgnl,lkh->nkgh", weights / weights.sum(-1, keepdims=True), values)
 
 
-def silu(x: np.ndarray) -> np.ndarray:
-    """x times its logistic function, as SwiGLU gates with it (Shazeer 2020)."""
-    result: np.ndarray = x / (1 + np.exp(-x))
-    return result
-
-
 def attention_case(
     heads: HeadSpec, batch: BatchSpec, rng: np.random.Generator, page_size: int = 16, unused_entries: int = 0, **scores
 ) -> tuple[tuple[np.ndarray, ...], np.ndarray]:

@@ -11,8 +11,8 @@ from pallas_kernels.grouped_matmul import expert_mlp, grouped_matmul
 from pallas_kernels.grouped_matmul.arg_specs import EXPERTS, ExpertSpec
 from pallas_kernels.grouped_matmul.config import MatmulConfig, SortConfig, matmul_config, tile_rows
 from pallas_kernels.grouped_matmul.triton import max_tiles
-from tests.pallas_kernels.cases import silu
 from tests.pallas_kernels.interpreter import KernelCase, interpret_cases
+from tests.references.blocks import silu
 
 # Small blocks, so that small matrices have several of them; none divides the shapes below but where it says so.
 CONFIG = MatmulConfig(16, 32, 16, num_warps=4, num_stages=2, tiles_together=3)

@@ -1,5 +1,6 @@
 """Products of few rows: the parts sum to the product, in the reference and in the Triton kernel."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -18,8 +19,8 @@ from pallas_kernels.skinny_matmul.config import (
     scores_config,
     skinny_config,
 )
-from tests.pallas_kernels.cases import silu
 from tests.pallas_kernels.interpreter import KernelCase, interpret_cases
+from tests.references.blocks import silu
 
 # (rows, columns, summed axis, how it is cut): whole tiles, a part of a tile of columns, one row, several parts.
 CASES = {
@@ -38,21 +39,15 @@ GATED_CASES = {
 }
 
 
-# (columns, summed axis) of qkv, out and down: Llama-3-8B's on one, two and four GPUs, Llama-3-70B's on four,
-# Llama-2-7B's and Baichuan2-13B's.
-PRODUCTS = (
-    *((6144, 4096), (4096, 4096), (4096, 14336), (3072, 4096), (4096, 2048), (4096, 7168), (1536, 4096), (4096, 1024)),
-    *(
-        (4096, 3584),
-        (2560, 8192),
-        (8192, 2048),
-        (8192, 7168),
-        (12288, 4096),
-        (4096, 11008),
-        (15360, 5120),
-        (5120, 13696),
-    ),
-)
+# (columns, summed axis) of qkv, out and down.
+PRODUCTS = {
+    "Llama-3-8B": ((6144, 4096), (4096, 4096), (4096, 14336)),
+    "Llama-3-8B, one of two GPUs": ((3072, 4096), (4096, 2048), (4096, 7168)),
+    "Llama-3-8B, one of four": ((1536, 4096), (4096, 1024), (4096, 3584)),
+    "Llama-3-70B, one of four": ((2560, 8192), (8192, 2048), (8192, 7168)),
+    "Llama-2-7B": ((12288, 4096), (4096, 4096), (4096, 11008)),
+    "Baichuan2-13B": ((15360, 5120), (5120, 5120), (5120, 13696)),
+}
 GATED = ((14336, 4096), (7168, 4096), (3584, 4096), (7168, 8192), (11008, 4096), (13696, 5120))
 
 
@@ -125,24 +120,19 @@ def test_scores_of_16_bit_values_are_float32(kernel_results: dict[str, list[np.n
     np.testing.assert_allclose(reference, wanted, atol=1e-4)
 
 
-def shared_bytes(rows: int, config: SkinnyConfig, num_weights: int = 1) -> int:
-    """Of a program: its blocks of x and of each weight."""
-    return config.num_stages * 2 * config.block_d * (max(16, rows) + num_weights * config.block_n)
-
-
 @pytest.mark.parametrize("rows", [1, 8, 16, 32, 64])
 def test_products_of_few_rows_are_cut_to_fill_the_card_and_fit_it(rows: int) -> None:
-    for columns, size in PRODUCTS:
+    for columns, size in itertools.chain(*PRODUCTS.values()):
         config = skinny_config(rows, columns, size)
         assert config is not None and size % (config.parts * config.block_d) == 0
         assert config.parts * columns >= 64 * MIN_PROGRAMS
-        assert shared_bytes(rows, config) <= SHARED_BYTES
+        assert config.shared_bytes(rows) <= SHARED_BYTES
     for columns, size in GATED:
         gated = gated_config(rows, columns, size)
-        assert gated is not None and gated.parts == 1 and shared_bytes(rows, gated, 2) <= SHARED_BYTES
+        assert gated is not None and gated.parts == 1 and gated.shared_bytes(rows, 2) <= SHARED_BYTES
     for columns, size in ((128_256, 4096), (32_064, 8192), (256_000, 3584), (50_257, 4096)):
         scores = scores_config(rows, columns, size)
-        assert scores is not None and scores.parts == 1 and shared_bytes(rows, scores) <= SHARED_BYTES
+        assert scores is not None and scores.parts == 1 and scores.shared_bytes(rows) <= SHARED_BYTES
 
 
 def test_small_and_odd_products_are_cut_as_they_can_be_or_left_to_xla() -> None:
@@ -191,11 +181,13 @@ def test_on_a_hopper_gpu_16_bit_products_are_the_kernels(
 
         return kernel
 
+    def of_gated(x: jax.Array, weight: jax.Array) -> tuple[int, ...]:
+        return x.shape[0], weight.shape[1]
+
     product = named("None", lambda x, weight: (1, x.shape[0], weight.shape[0]))
-    gated = (lambda x, weight: (x.shape[0], weight.shape[1]),)
     monkeypatch.setattr("pallas_kernels.skinny_matmul.triton.skinny_matmul_triton", product)
-    monkeypatch.setattr("pallas_kernels.skinny_matmul.triton.gated_matmul_triton", named("gated", *gated))
-    monkeypatch.setattr("pallas_kernels.skinny_matmul.tiled.tiled_gated_matmul", named("tiled", *gated))
+    monkeypatch.setattr("pallas_kernels.skinny_matmul.triton.gated_matmul_triton", named("gated", of_gated))
+    monkeypatch.setattr("pallas_kernels.skinny_matmul.tiled.tiled_gated_matmul", named("tiled", of_gated))
 
     def multiply(dtype: DTypeLike) -> list[str]:
         taken.clear()

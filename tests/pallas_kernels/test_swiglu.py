@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from pallas_kernels.swiglu import swiglu
-from tests.pallas_kernels.cases import silu
 from tests.pallas_kernels.interpreter import KernelCase, interpret_cases
+from tests.references.blocks import silu
 
 SIZES = (64, 100)  # whole blocks of 32, and a part of one
 

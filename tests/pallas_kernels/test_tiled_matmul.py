@@ -7,7 +7,7 @@ import pytest
 
 from pallas_kernels.skinny_matmul import api, gated_matmul, tiled
 from pallas_kernels.skinny_matmul.config import SHARED_BYTES, TILE_ROWS, TiledConfig, gated_config, tiled_gated_config
-from tests.pallas_kernels.cases import silu
+from tests.references.blocks import silu
 
 INTERPRET = plgpu.InterpretGPUParams(detect_races=True)
 # (rows, columns of each matrix, summed axis, how it is cut)
