@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from jaxserve.sharding import TENSOR_AXIS
 from pallas_kernels.cached_attention import cached_attention
@@ -43,9 +44,7 @@ KV_PAGES_SPEC = P(None, None, None, TENSOR_AXIS, None)
 
 
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    qkv: jax.Array,
     kv_pages: jax.Array,
     first_page: jax.Array,
     metadata: AttentionMetadata,
@@ -56,13 +55,12 @@ def attend(
     window: int | None = None,
     soft_cap: float | None = None,
     alibi_slopes: jax.Array | None = None,
+    dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Rotate a step's queries and keys, write its keys and values into a layer's pages, attend over them.
 
     Args:
-        q: [T, K, G, H] queries, grouped by kv head.
-        k: [T, K, H] keys.
-        v: [T, K, H] values.
+        qkv: [parts, T, K, G + 2, H], whose sum are the queries of each kv head, then its key and its value.
         kv_pages: [L * P, 2, page_size, K, H] the pages of all layers.
         first_page: [1] int32, where the layer's begin.
         metadata: where the tokens lie.
@@ -73,14 +71,14 @@ def attend(
         window: keys that each query sees, its own included; None is all.
         soft_cap: c in c * tanh(score / c); None leaves scores as they are.
         alibi_slopes: [K, G] float32, split over K like the heads; None adds no bias.
+        dtype: of the sum of several parts; None is qkv's.
 
     Returns:
         The attended values [T, K, G, H] and the pages with the step's tokens in the layer's.
     """
     m = metadata
-    # Where q, k and v are pieces of one product, XLA sees that this is the product itself, and copies nothing.
-    qkv = jnp.concatenate([q, k[:, :, None], v[:, :, None]], axis=2)
-    options = (("scale", scale), ("window", window), ("soft_cap", soft_cap), ("decode_only", m.decode_only))
+    scores = ("scale", scale), ("window", window), ("soft_cap", soft_cap)
+    options = (*scores, ("decode_only", m.decode_only), ("dtype", jnp.dtype(dtype or qkv.dtype)))
     where = m.slot_mapping, m.page_table, m.query_start_loc, m.seq_lens
     attended: tuple[jax.Array, jax.Array] = _attend_locally(
         mesh, options, qkv, cos_sin, kv_pages, *where, first_page, alibi_slopes
@@ -97,7 +95,7 @@ def _attend_locally(mesh: Mesh, options: tuple[tuple[str, Any], ...], *args: jax
     @partial(
         jax.shard_map,
         mesh=mesh,
-        in_specs=(heads, whole, KV_PAGES_SPEC, whole, whole, whole, whole, whole, P(TENSOR_AXIS)),
+        in_specs=(P(None, *heads), whole, KV_PAGES_SPEC, whole, whole, whole, whole, whole, P(TENSOR_AXIS)),
         out_specs=(heads, KV_PAGES_SPEC),
         check_vma=False,
     )

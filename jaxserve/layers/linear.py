@@ -16,7 +16,12 @@ from pallas_kernels.skinny_matmul import gated_matmul, skinny_matmul
 
 
 def multiply_columns(x: jax.Array, weight: jax.Array, mesh: Mesh, *, split_axis: int) -> jax.Array:
-    """A product whose outputs are split over the devices.
+    """A product whose outputs are split over the devices: the sum of `columns_in_parts`, [T, ...] in x's dtype."""
+    return sum_parts(columns_in_parts(x, weight, mesh, split_axis=split_axis), x.dtype)
+
+
+def columns_in_parts(x: jax.Array, weight: jax.Array, mesh: Mesh, *, split_axis: int) -> jax.Array:
+    """A product whose outputs are split over the devices, in parts that are left to be summed.
 
     Args:
         x: [T, D], whole on every device.
@@ -25,16 +30,17 @@ def multiply_columns(x: jax.Array, weight: jax.Array, mesh: Mesh, *, split_axis:
         split_axis: which.
 
     Returns:
-        [T, ...] in x's dtype, split by the same axis of the weight.
+        [parts, T, ...] as `skinny_matmul` leaves them, split by the same axis of the weight.
     """
 
     def local(x: jax.Array, weight: jax.Array) -> jax.Array:
         parts = skinny_matmul(x, weight.reshape(-1, weight.shape[-1]))
-        return sum_parts(parts, x.dtype).reshape(x.shape[0], *weight.shape[:-1])
+        return parts.reshape(*parts.shape[:2], *weight.shape[:-1])
 
     if tensor_parallel_size(mesh) > 1:
         split = [None] * split_axis + [TENSOR_AXIS]
-        local = jax.shard_map(local, mesh=mesh, in_specs=(P(), P(*split)), out_specs=P(None, *split), check_vma=False)
+        specs = (P(), P(*split))
+        local = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(None, None, *split), check_vma=False)
     return local(x, weight)
 
 
@@ -129,12 +135,10 @@ class QKVProjection(nnx.Module):
         self.bias = abstract_param(mesh, shape, axes, dtype) if bias else None
         self.mesh = mesh
 
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """[T, D] to queries [T, K, G, H], keys [T, K, H] and values [T, K, H]."""
-        out = multiply_columns(x, self.weight[...], self.mesh, split_axis=0)
-        if self.bias is not None:
-            out += self.bias[...]
-        return out[:, :, :-2], out[:, :, -2], out[:, :, -1]
+    def in_parts(self, x: jax.Array) -> jax.Array:
+        """[T, D] to [parts, T, K, G + 2, H], the queries of each kv head, then its key and its value."""
+        parts = columns_in_parts(x, self.weight[...], self.mesh, split_axis=0)
+        return parts if self.bias is None else (sum_parts(parts, x.dtype) + self.bias[...])[None]
 
 
 class OutputProjection(nnx.Module):

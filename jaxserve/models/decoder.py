@@ -23,6 +23,7 @@ from jaxserve.models.config import ModelConfig
 from jaxserve.models.head_layout import HeadLayout
 from jaxserve.sharding import constrain, tensor_parallel_size
 from pallas_kernels.all_reduce import Peers, WorkspaceLayout, why_no_peers
+from pallas_kernels.residual_norm.reference import sum_parts
 
 
 @jax.tree_util.register_dataclass
@@ -78,17 +79,11 @@ class SelfAttention(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """[T, D] and the pages of all layers, this one's from first_page [1] on, to [parts, T, D] as `multiply_split`
         leaves them, and the pages with the step's tokens in them."""
-        q, k, v = self.qkv_proj(x)
-        if isinstance(self.q_norm, WholeNorm) and isinstance(self.k_norm, WholeNorm):
-            q, k = norm_over_heads(q, k, self.q_norm, self.k_norm, self.mesh, peers)
-        elif isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
-            q, k = self.q_norm(q), self.k_norm(k)
-        if positions.query_scales is not None:
-            q = q * positions.query_scales[:, None, None, None].astype(q.dtype)
+        qkv = self.qkv_proj.in_parts(x)
+        if self.q_norm is not None or positions.query_scales is not None:
+            qkv = self._normed_and_scaled(sum_parts(qkv, x.dtype), positions.query_scales, peers)[None]
         out, kv_pages = attend(
-            q,
-            k,
-            v,
+            qkv,
             kv_pages,
             first_page,
             metadata,
@@ -98,8 +93,20 @@ class SelfAttention(nnx.Module):
             window=self.window,
             soft_cap=self.soft_cap,
             alibi_slopes=positions.alibi_slopes,
+            dtype=x.dtype,
         )
         return self.o_proj.in_parts(out), kv_pages
+
+    def _normed_and_scaled(self, qkv: jax.Array, query_scales: jax.Array | None, peers: Peers | None) -> jax.Array:
+        """[T, K, G + 2, H] to itself, with its queries and keys normalised and its queries [T] times so much."""
+        q, k, v = qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
+        if isinstance(self.q_norm, WholeNorm) and isinstance(self.k_norm, WholeNorm):
+            q, k = norm_over_heads(q, k, self.q_norm, self.k_norm, self.mesh, peers)
+        elif isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
+            q, k = self.q_norm(q), self.k_norm(k)
+        if query_scales is not None:
+            q = q * query_scales[:, None, None, None].astype(q.dtype)
+        return jnp.concatenate([q, k[:, :, None], v[:, :, None]], axis=2)
 
 
 class DecoderLayer(nnx.Module):

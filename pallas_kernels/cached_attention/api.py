@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from pallas_kernels.cached_attention.reference import cached_attention_reference
 from pallas_kernels.paged_attention.api import (
@@ -28,6 +29,7 @@ def cached_attention(
     soft_cap: float | None = None,
     alibi_slopes: jax.Array | None = None,
     decode_only: bool = False,
+    dtype: DTypeLike | None = None,
     implementation: AttentionImplementation | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Rotate a step's queries and keys, write its keys and values into the pool, and attend over the pool.
@@ -37,8 +39,8 @@ def cached_attention(
     attend.
 
     Args:
-        qkv: [T, K, G + 2, H] the queries of each kv head, then its key and its value. Rows from query_start_loc[S] on
-            are padding, and finite.
+        qkv: [T, K, G + 2, H] the queries of each kv head, then its key and its value, or [parts, T, K, G + 2, H], whose
+            sum that is. Rows from query_start_loc[S] on are padding, and finite.
         cos_sin: [T, 2, R / 2] float32, cosines and sines of each row's position, R <= H; None rotates nothing.
         kv_pages: [P, 2, page_size, K, H] the pool, of one layer or of several; written in place when it is donated.
         slot_mapping: [T] int32, the slot of each row's key and value, from P * page_size on for padding. Must say what
@@ -54,15 +56,19 @@ def cached_attention(
         soft_cap: c in c * tanh(s / c); None leaves scores as they are.
         alibi_slopes: [K, G] float32; None adds nothing.
         decode_only: promises that T == S and row i is the one query of sequence i, or padding.
+        dtype: of the sum of several parts; None is qkv's.
         implementation: `reference`, `triton`, `mosaic_gpu`, or None for the best that can run.
 
     Returns:
-        [T, K, G, H] in qkv's dtype, padding rows finite and of no meaning; and kv_pages with the step's tokens.
+        [T, K, G, H] in that dtype, padding rows finite and of no meaning; and kv_pages with the step's tokens.
 
     Raises:
         ValueError: shapes contradict each other, a number is out of range, or the implementation cannot take them.
     """
-    num_tokens, num_kv_heads, rows, head_dim = qkv.shape
+    if qkv.ndim not in (4, 5):
+        raise ValueError(f"qkv must be [T, K, G + 2, H] or [parts, T, K, G + 2, H], got {qkv.shape}")
+    num_tokens, num_kv_heads, rows, head_dim = qkv.shape[-4:]
+    dtype = jnp.dtype(dtype or qkv.dtype)
     if rows < 3 or kv_pages.shape[3:] != (num_kv_heads, head_dim) or slot_mapping.shape != (num_tokens,):
         raise ValueError(
             f"qkv {qkv.shape} must be [T, K, G + 2, H] with the heads of kv_pages {kv_pages.shape} and one slot a row; "
@@ -77,12 +83,12 @@ def cached_attention(
     options: ScoreOptions = {"scale": scale, "window": window, "soft_cap": soft_cap, "alibi_slopes": alibi_slopes}
     check_scores((num_kv_heads, rows - 2), options)
     arguments = (qkv, cos_sin, kv_pages, slot_mapping, page_table, query_start_loc, seq_lens)
-    if pick_attention(implementation, qkv.dtype, kv_pages.dtype) == "reference":
-        return cached_attention_reference(*arguments, first_page=first_page, **options)
+    if pick_attention(implementation, dtype, kv_pages.dtype) == "reference":
+        return cached_attention_reference(*arguments, first_page=first_page, dtype=dtype, **options)
     # Loaded only here: jax_triton is not needed where the reference runs.
     from pallas_kernels.cached_attention.triton import cached_attention_triton
 
     prefill = pick_prefill(implementation, rows - 2, kv_pages, options)
     return cached_attention_triton(
-        *arguments, first_page=first_page, **options, decode_only=decode_only, prefill=prefill
+        *arguments, first_page=first_page, **options, decode_only=decode_only, dtype=dtype, prefill=prefill
     )

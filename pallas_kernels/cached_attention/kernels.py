@@ -13,16 +13,35 @@ from pallas_kernels.paged_attention.kernels import load_slopes, log2_scores, mer
 
 
 @triton.jit
-def _load_rotated(rows, h, inside, cos_sin_row, ROTATED: tl.constexpr, H: tl.constexpr):
+def _load_sum(pointers, mask, dtype: tl.constexpr, PARTS: tl.constexpr, STRIDE: tl.constexpr):
+    """The sum of PARTS values, STRIDE apart, rounded as if it were one product."""
+    total = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, PARTS):
+        total += tl.load(pointers + part * STRIDE, mask=mask, other=0.0)
+    return total.to(dtype)
+
+
+@triton.jit
+def _load_rotated(
+    rows,
+    h,
+    inside,
+    cos_sin_row,
+    dtype: tl.constexpr,
+    PARTS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    ROTATED: tl.constexpr,
+    H: tl.constexpr,
+):
     """Heads of pointers `rows` [..., 1] + h, rotated by one token's [2, ROTATED / 2] cosines and sines, in float32."""
-    x = tl.load(rows + h, mask=inside, other=0.0).to(tl.float32)
+    x = _load_sum(rows + h, inside, dtype, PARTS, STRIDE).to(tl.float32)
     if ROTATED:
         HALF: tl.constexpr = ROTATED // 2
         turns = inside & (h < ROTATED)
         first = h < HALF
         partner = tl.where(first, h + HALF, h - HALF)
         angle = tl.where(first, h, partner)
-        other = tl.load(rows + partner, mask=turns, other=0.0).to(tl.float32)
+        other = _load_sum(rows + partner, turns, dtype, PARTS, STRIDE).to(tl.float32)
         cos = tl.load(cos_sin_row + angle, mask=h < ROTATED, other=1.0)
         sin = tl.load(cos_sin_row + HALF + angle, mask=h < ROTATED, other=0.0)
         x = x * cos + tl.where(first, -other, other) * sin
@@ -58,6 +77,8 @@ def decode_kernel(
     MERGE_G: tl.constexpr,
     MERGE_CHUNKS: tl.constexpr,
     PRECISION: tl.constexpr,
+    PARTS: tl.constexpr,
+    STRIDE: tl.constexpr,
 ):
     """One program: one sequence's query, for one kv head's group, over one chunk of the keys written before.
 
@@ -66,7 +87,7 @@ def decode_kernel(
     that token, counted like the page table from first_page [1], the row of kv_pages where the layer's pages begin. The
     last chunk also takes the new token's own key and value, straight from qkv, and writes them into the pool; no other
     program reads them. The last program to arrive at a sequence's counter merges its chunks, and leaves the counter at
-    0.
+    0. qkv is the sum of PARTS arrays, STRIDE values apart.
     """
     head = tl.program_id(0)
     item = tl.program_id(1)
@@ -87,14 +108,16 @@ def decode_kernel(
     row = (seq * K + head).to(tl.int64) * ((G + 2) * H)
     cos_sin_row = cos_sin + seq.to(tl.int64) * ROTATED
     table_row = page_table + seq.to(tl.int64) * max_pages
-    element = qkv.dtype.element_ty
-    q = _load_rotated(qkv + row + g[:, None] * H, h[None, :], inside, cos_sin_row, ROTATED, H).to(element)
+    element = out.dtype.element_ty
+    q = _load_rotated(
+        qkv + row + g[:, None] * H, h[None, :], inside, cos_sin_row, element, PARTS, STRIDE, ROTATED, H
+    ).to(element)
     slopes = load_slopes(alibi_slopes + head * G + g, g < G, ALIBI)
 
     is_last = chunk == num_chunks - 1
     new = h < tl.where(is_last, H, 0)
-    new_k = _load_rotated(qkv + row + G * H, h, new, cos_sin_row, ROTATED, H).to(element)
-    new_v = tl.load(qkv + row + (G + 1) * H + h, mask=new, other=0.0)
+    new_k = _load_rotated(qkv + row + G * H, h, new, cos_sin_row, element, PARTS, STRIDE, ROTATED, H).to(element)
+    new_v = _load_sum(qkv + row + (G + 1) * H + h, new, element, PARTS, STRIDE)
     # Only the new key's own score starts the running softmax: a chunk of older keys starts from nothing.
     products = tl.sum(q.to(tl.float32) * new_k.to(tl.float32)[None, :], 1)
     new_score = log2_scores(products, 0.0, slopes, scale_log2, SOFT_CAP, False)
@@ -183,7 +206,7 @@ def rotate_and_write_kernel(
     rows = qkv + group * ((G + 2) * H) + r * H
     element = qkv.dtype.element_ty
     cos_sin_row = cos_sin + token.to(tl.int64) * ROTATED
-    x = _load_rotated(rows, h, (r < G + 1) & (h < H), cos_sin_row, ROTATED, H).to(element)
+    x = _load_rotated(rows, h, (r < G + 1) & (h < H), cos_sin_row, element, 1, 0, ROTATED, H).to(element)
     tl.store(q_out + group * (G * H) + r * H + h, x, mask=(r < G) & (h < H))
     width = tl.where(slot < num_slots, H, 0)
     place = (slot // PAGE_SIZE).to(tl.int64) * (2 * PAGE_SIZE * K * H) + slot % PAGE_SIZE * (K * H) + head * H

@@ -4,10 +4,12 @@ from typing import Unpack
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from pallas_kernels.kv_cache_update import kv_cache_update
 from pallas_kernels.paged_attention import ScoreOptions
 from pallas_kernels.paged_attention.reference import paged_attention_reference
+from pallas_kernels.residual_norm.reference import sum_parts
 
 
 def rotate(x: jax.Array, cos_sin: jax.Array) -> jax.Array:
@@ -51,9 +53,12 @@ def cached_attention_reference(
     seq_lens: jax.Array,
     *,
     first_page: jax.Array | None = None,
+    dtype: DTypeLike | None = None,
     **options: Unpack[ScoreOptions],
 ) -> tuple[jax.Array, jax.Array]:
     """See `cached_attention`."""
+    if qkv.ndim == 5:
+        qkv = sum_parts(qkv, dtype or qkv.dtype)
     q, k, v = qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
     if cos_sin is not None:
         q, k = rotate(q, cos_sin), rotate(k, cos_sin)

@@ -5,6 +5,7 @@ from typing import Any, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from pallas_kernels.cached_attention import kernels
 from pallas_kernels.cached_attention.reference import places_in_array
@@ -13,6 +14,7 @@ from pallas_kernels.paged_attention.config import DecodeConfig, MosaicPrefillCon
 from pallas_kernels.paged_attention.triton import LOG2_E, merge_sizes, paged_attention_triton
 from pallas_kernels.paged_attention.work import assign
 from pallas_kernels.platform import PTX_VERSION
+from pallas_kernels.residual_norm.reference import sum_parts
 from pallas_kernels.triton_call import triton_call
 
 WORK_FIELDS = 8  # so that an item lies in one sector of the memory; the last is unused
@@ -29,13 +31,16 @@ def cached_attention_triton(
     *,
     first_page: jax.Array | None = None,
     decode_only: bool = False,
+    dtype: DTypeLike | None = None,
     decode: DecodeConfig | None = None,
     prefill: MosaicPrefillConfig | None = None,
     **options: Unpack[ScoreOptions],
 ) -> tuple[jax.Array, jax.Array]:
     """See `cached_attention`. `decode` overrides the tile sizes of the decode kernel, `prefill` the prefill kernel."""
+    parts, dtype = qkv if qkv.ndim == 5 else qkv[None], jnp.dtype(dtype or qkv.dtype)
     if decode_only:
-        return _decode(qkv, cos_sin, kv_pages, page_table, seq_lens, first_page, decode, options)
+        return _decode(parts, dtype, cos_sin, kv_pages, page_table, seq_lens, first_page, decode, options)
+    qkv = sum_parts(parts, dtype)
     slot_mapping, page_table = places_in_array(slot_mapping, page_table, first_page, kv_pages.shape[2])
     q, kv_pages = _rotate_and_write(qkv, cos_sin, kv_pages, slot_mapping)
     out = paged_attention_triton(q, kv_pages, page_table, query_start_loc, seq_lens, **options, prefill=prefill)
@@ -120,6 +125,7 @@ def _rotate_and_write(
 
 def _decode(
     qkv: jax.Array,
+    dtype: Any,
     cos_sin: jax.Array | None,
     kv_pages: jax.Array,
     page_table: jax.Array,
@@ -128,9 +134,9 @@ def _decode(
     config: DecodeConfig | None,
     options: ScoreOptions,
 ) -> tuple[jax.Array, jax.Array]:
-    num_seqs, num_kv_heads, rows, head_dim = qkv.shape
+    num_parts, num_seqs, num_kv_heads, rows, head_dim = qkv.shape
     group = rows - 2
-    config = config or decode_config(head_dim, group, qkv.dtype, num_seqs)
+    config = config or decode_config(head_dim, group, dtype, num_seqs)
     slots = config.num_chunks(num_kv_heads)
     work = decode_work(seq_lens, page_table, kv_pages.shape[2], options["window"], config, slots)
     num_items = work.shape[0]
@@ -150,7 +156,7 @@ def _decode(
         seq_lens if slopes is None else slopes,
         kernel=kernels.decode_kernel,
         out_type=(
-            jax.ShapeDtypeStruct((num_seqs, num_kv_heads, group, head_dim), qkv.dtype),
+            jax.ShapeDtypeStruct((num_seqs, num_kv_heads, group, head_dim), dtype),
             partial_out,
             jax.ShapeDtypeStruct(partial_out.shape[:-1], jnp.float32),
         ),
@@ -174,7 +180,10 @@ def _decode(
         BLOCK_N=config.block_n,
         **merge_sizes(group, head_dim),
         # Products of 32-bit values keep their precision instead of being rounded to TF32.
-        PRECISION="ieee" if qkv.dtype == jnp.float32 else "tf32",
+        PRECISION="ieee" if dtype == jnp.float32 else "tf32",
+        PARTS=num_parts,
+        # Only several parts need it, and a kernel for each number of sequences is compiled.
+        STRIDE=qkv[0].size if num_parts > 1 else 0,
     )
     return results[0], pool[...]
 

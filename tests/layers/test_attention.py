@@ -15,16 +15,16 @@ def test_layers_of_one_pool_share_their_attention_s_lowering() -> None:
     row = jnp.zeros(2, jnp.int32)
     metadata = AttentionMetadata(row, row, jnp.zeros((2, 3), jnp.int32), jnp.arange(3, dtype=jnp.int32), row)
 
-    def run(q: jax.Array, k: jax.Array, kv_pages: jax.Array) -> jax.Array:
+    def run(qkv: jax.Array, kv_pages: jax.Array) -> jax.Array:
         for layer in range(3):
             first_page = jnp.full(1, layer * 5, jnp.int32)
-            _, kv_pages = attend(q, k, k, kv_pages, first_page, metadata, mesh=mesh, scale=1.0)
+            _, kv_pages = attend(qkv, kv_pages, first_page, metadata, mesh=mesh, scale=1.0)
         return kv_pages
 
     def abstract(shape: tuple[int, ...], spec: P) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, "float32", sharding=NamedSharding(mesh, spec))
 
-    args = (abstract((2, 4, 1, 8), P()), abstract((2, 4, 8), P()), abstract((15, 2, 4, 4, 8), KV_PAGES_SPEC))
+    args = abstract((1, 2, 4, 3, 8), P()), abstract((15, 2, 4, 4, 8), KV_PAGES_SPEC)
     lowered = jax.jit(run).lower(*args).as_text()
     assert lowered.count("call @_attend_locally") == 3
     assert lowered.count("func.func private @_attend_locally") == 1
