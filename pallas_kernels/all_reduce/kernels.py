@@ -7,10 +7,11 @@ for before the next is known.
 
 Rows travel as they are, in words of 8 bytes, and nothing beside them. An inbox is full of a number that no row may hold
 (EMPTY, in each half of a word), so who sees another has the data, without fences or flags; and puts EMPTY back for the
-next time (as in the all-reduce that TensorRT-LLM names after Lamport). What a row has of that number, two negative
-zeros of 16 bits, becomes positive ones before anything is done with it, so that all devices add the same. The exchange
-of maxima, whose ids may be any number, travels in lines of 16 bytes, of which half are the number of the call (as
-NCCL's LL protocol does).
+next time (as in the all-reduce that TensorRT-LLM names after Lamport). That is done at the end, when all threads have
+read: a compiler may read a word several times, to have it in several threads, and none may find it gone. What a row has
+of that number, two negative zeros of 16 bits, becomes positive ones before anything is done with it, so that all
+devices add the same. The exchange of maxima, whose ids may be any number, travels in lines of 16 bytes, of which half
+are the number of the call (as NCCL's LL protocol does).
 
 In one shot, a row goes whole to all others, and all of them add. In two (TWO_SHOT), it goes to the row's owner alone,
 rank row % N, which adds, rounds, and sends the sum to the others; the same bits for fewer bytes, and a second hop.
@@ -34,6 +35,8 @@ from pallas_kernels.residual_norm.kernels import scale_normed
 # In each half of a word of an inbox that nothing has arrived in: two negative zeros of 16 bits, or as one of 32 bits a
 # number so small that 0 will do for it.
 EMPTY: tl.constexpr = tl.constexpr(config.EMPTY)
+# Both halves, as an int64.
+EMPTY_WORD: tl.constexpr = tl.constexpr((config.EMPTY << 32 | config.EMPTY) - (1 << 64))
 # $0 is a result that nobody reads.
 SEND_WORD: tl.constexpr = tl.constexpr("""
 {
@@ -57,7 +60,7 @@ SEND: tl.constexpr = tl.constexpr("""
 
 
 def _receive_words_assembly(together: int) -> str:
-    """Assembly that waits until all of `together` words are there, gives them, and empties their places.
+    """Assembly that waits until all of `together` words are there, and gives them.
 
     Operands, `together` of each: data out, addresses, whether the word is wanted, polls, the error word.
     """
@@ -76,12 +79,7 @@ def _receive_words_assembly(together: int) -> str:
     text += [" mov.pred seen, here0;"]
     text += [f" and.pred seen, seen, here{i};" for i in words[1:]]
     text += [" @seen bra DONE;", *_counted_poll(polls, error), "DONE:"]
-    for i in words:
-        # What has not arrived is not emptied, nor is what was not waited for.
-        text += [f" and.pred here{i}, here{i}, live{i};"]
-        text += [f" mov.b64 {out[i]}, {{low{i}, high{i}}};"]
-    text += [f" mov.u32 word, {config.EMPTY};"]
-    text += [f" @here{i} st.volatile.global.v2.u32 [{address[i]}], {{word, word}};" for i in words]
+    text += [f" mov.b64 {out[i]}, {{low{i}, high{i}}};" for i in words]
     return "\n".join([*text, "}"])
 
 
@@ -167,14 +165,20 @@ def send_words(address, word, live):
 
 @triton.jit
 def receive_words(address, live, polls, error, TOGETHER: tl.constexpr):
-    """The 8 bytes [L] int64 at each address that is live, as soon as they are there, and EMPTY in their place; 0 of the
-    others."""
+    """The 8 bytes [L] int64 at each address that is live, as soon as they are there; 0 of the others."""
     args = [address, live, polls, error]
     if TOGETHER == 1:
         word = tl.inline_asm_elementwise(RECEIVE_WORD, WORD_CONSTRAINTS, args, dtype=tl.int64, is_pure=False, pack=1)
     else:
         word = tl.inline_asm_elementwise(RECEIVE_WORDS, WORDS_CONSTRAINTS, args, dtype=tl.int64, is_pure=False, pack=2)
     return word
+
+
+@triton.jit
+def empty_words(address, live):
+    """Put EMPTY at each address that is live; all threads must have read what is there."""
+    word = tl.full(address.shape, EMPTY_WORD, tl.int64)
+    tl.store(address.to(tl.pointer_type(tl.int64)), word, mask=live)
 
 
 @triton.jit
@@ -409,6 +413,38 @@ def sum_over_devices(
 
 
 @triton.jit
+def end_row(
+    table,
+    row,
+    counter,
+    epoch,
+    num_words,
+    TWO_SHOT: tl.constexpr,
+    WORDS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    N: tl.constexpr,
+    INBOX: tl.constexpr,
+    MAX_ROWS: tl.constexpr,
+    ROW_WORDS: tl.constexpr,
+):
+    """Count this call of the row, and empty what was received: `num_words` from all others, or in two shots from its
+    owner, if that is not me."""
+    # All threads have read the counter, and what was received.
+    tl.debug_barrier()
+    tl.store(counter, epoch)
+    base = workspace_address(table, 0)
+    owner = owner_offset(table, row, N)
+    for sender in tl.static_range(1, N):
+        start = inbox_row(base, sender, row, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
+        count = num_words
+        if TWO_SHOT:
+            count = tl.where((owner == 0) | (owner == sender), num_words, 0)
+        for chunk in tl.static_range(CHUNKS):
+            index = chunk * WORDS + tl.arange(0, WORDS)
+            empty_words(start + index * 8, index < count)
+
+
+@triton.jit
 def all_reduce_kernel(
     parts,
     table,
@@ -448,9 +484,7 @@ def all_reduce_kernel(
             own, table, row, index, live, epoch, polls, dtype, TWO_SHOT, TOGETHER, N, INBOX, MAX_ROWS, ROW_WORDS
         )
         tl.store(out + row * D + d, total, mask=d < D)
-    # All threads have read the counter.
-    tl.debug_barrier()
-    tl.store(counter, epoch)
+    end_row(table, row, counter, epoch, D // V, TWO_SHOT, WORDS, CHUNKS, N, INBOX, MAX_ROWS, ROW_WORDS)
 
 
 @triton.jit
@@ -512,10 +546,9 @@ def all_reduce_residual_norm_kernel(
         tl.store(x_out + row * D + d, stream, mask=d < D)
         squares += stream.to(tl.float32) * stream.to(tl.float32)
     inverse = tl.rsqrt(tl.sum(tl.sum(squares, 1), 0) / D + eps)
-    # All threads have read the counter, and written their part of the stream.
-    tl.debug_barrier()
-    tl.store(counter, epoch)
     if CHUNKS > 1:
+        # All threads have written their part of the stream.
+        tl.debug_barrier()
         weight += tl.load(weight_row).to(tl.int64) * D
     for chunk in tl.static_range(CHUNKS):
         index = chunk * WORDS + tl.arange(0, WORDS)
@@ -526,6 +559,7 @@ def all_reduce_residual_norm_kernel(
         tl.store(
             normed_out + row * D + d, scale_normed(stream.to(tl.float32) * inverse, scale, dtype, KIND), mask=d < D
         )
+    end_row(table, row, counter, epoch, D // V, TWO_SHOT, WORDS, CHUNKS, N, INBOX, MAX_ROWS, ROW_WORDS)
 
 
 @triton.jit
@@ -582,9 +616,8 @@ def all_to_all_kernel(
                 start = inbox_row(base, (r - rank + N) % N, place, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
                 received = values_of(receive_words(start + index * 8, live, polls, error, TOGETHER), dtype)
             tl.store(out + row * (N * D) + r * D + d, received.to(dtype), mask=inside)
-    # All threads have read the counter.
-    tl.debug_barrier()
-    tl.store(counter, epoch)
+    num_words = tl.minimum(ROW_WORDS, (D - first + V - 1) // V)
+    end_row(table, place, counter, epoch, num_words, False, WORDS, CHUNKS, N, INBOX, MAX_ROWS, ROW_WORDS)
 
 
 @triton.jit

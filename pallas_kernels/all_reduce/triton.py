@@ -136,8 +136,6 @@ def all_to_all_triton(values: jax.Array, peers: Peers, *, polls: int = POLLS) ->
         grid=(rows, pieces),
         name="all_to_all",
         num_warps=row_config(piece_bytes).num_warps,
-        # Compiled by XLA it has not run on GPUs yet (decision 23).
-        by_xla=False,
         ROWS=rows,
         D=size,
         PIECES=pieces,

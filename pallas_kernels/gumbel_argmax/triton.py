@@ -41,7 +41,6 @@ def gumbel_argmax_triton(
         num_warps=config.num_warps,
         num_stages=1,
         # As sampling_floor's.
-        by_xla=False,
         backend_options={"ptx_version": PTX_VERSION},
         V=vocab_size,
         CHUNKS=chunks,

@@ -41,7 +41,7 @@ def sampling_floor_triton(
     pivots = floats(num_rows, len(LADDER))
     state = floats(num_rows, kernels.STATE.value)
     # Compiled by XLA they have not drawn on a GPU yet (decision 23).
-    call: Any = partial(triton_call, by_xla=False, num_stages=1, backend_options={"ptx_version": PTX_VERSION})
+    call: Any = partial(triton_call, num_stages=1, backend_options={"ptx_version": PTX_VERSION})
     call_pass: Any = partial(call, grid=(chunks, num_rows), num_warps=config.pass_warps, **sizes)
 
     measured = call_pass(

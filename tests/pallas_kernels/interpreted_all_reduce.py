@@ -4,7 +4,7 @@ The interpreter knows no assembly: sending and receiving a word or a line are re
 same bytes. Ranks that run one after the other cannot wait for each other, so each call is made three times, with
 counters and error words as they were: once so that all have sent; again because a rank that received nothing tells the
 others so in its next program, and because owners of rows send their sums only now; and once more so that all receive.
-Only then words are not sent again, and what is received is emptied.
+Only then words are not sent again, and what was received is emptied.
 """
 
 # mypy: ignore-errors
@@ -58,7 +58,7 @@ def send_no_words(address, word, live):
 
 
 @triton.jit
-def look_at_words(address, live, polls, error, TOGETHER: tl.constexpr):
+def receive_words(address, live, polls, error, TOGETHER: tl.constexpr):
     word = tl.load(address.to(tl.pointer_type(tl.int64)), mask=live != 0, other=0)
     empty = ((word & 0xFFFFFFFF) == EMPTY) | (((word >> 32) & 0xFFFFFFFF) == EMPTY)
     missing = tl.max(tl.where(empty, 1, 0), 0)
@@ -67,12 +67,11 @@ def look_at_words(address, live, polls, error, TOGETHER: tl.constexpr):
 
 
 @triton.jit
-def receive_words(address, live, polls, error, TOGETHER: tl.constexpr):
-    word = look_at_words(address, live, polls, error, TOGETHER)
-    empty = ((word & 0xFFFFFFFF) == EMPTY) | (((word >> 32) & 0xFFFFFFFF) == EMPTY)
-    both = tl.full(word.shape, EMPTY, tl.int64)
-    tl.store(address.to(tl.pointer_type(tl.int64)), (both << 32) | both, mask=(live != 0) & (empty == 0))
-    return word
+def empty_no_words(address, live):
+    pass
+
+
+empty_words = kernels.empty_words
 
 
 class Ranks:
@@ -90,7 +89,7 @@ class Ranks:
         for attempt in range(3):
             last = attempt == 2
             kernels.send_words = send_no_words if last else send_words
-            kernels.receive_words = receive_words if last else look_at_words
+            kernels.empty_words = empty_words if last else empty_no_words
             if last:
                 self._sent |= self.occupied()
             results = []
@@ -132,7 +131,7 @@ def run(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, ...]:
     call chooses and the others sum. `two_shot` says of each call whether sums are taken in two shots. Results: those of
     the last call of rank 0, then of rank 1, and so on; `Ranks.senders`, with `count_senders`; the error words.
     """
-    kernels.send_lines, kernels.receive_lines = send_lines, receive_lines
+    kernels.send_lines, kernels.receive_lines, kernels.receive_words = send_lines, receive_lines, receive_words
     (num_ranks,) = {arrays[name].shape[0] for name in OF_EACH_RANK & arrays.keys()}
     layout = WorkspaceLayout(num_ranks, options.pop("row_bytes"), options.pop("max_rows"), max_exchange_rows=16)
     late = options.pop("late", False)
