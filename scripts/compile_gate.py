@@ -155,6 +155,16 @@ class CompiledKernel:
             return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
 
+def compile_problems(where: str, lowered: Any) -> list[str]:
+    """What is wrong if XLA cannot compile it, as when a register of a kernel would spill."""
+    print(where, flush=True)
+    try:
+        lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        return [f"{where}: {error}"]
+    return []
+
+
 def h200(num_devices: int) -> Mesh:
     topology = topologies.get_topology_desc(
         platform="cuda",

@@ -23,6 +23,8 @@ POLLS = 1 << 25
 # Rows travel in words of so many bytes, of which no half is EMPTY: that is what an inbox is full of.
 WORD_BYTES = 8
 EMPTY = 0x8000_8000
+# That calls take in turn: one is sent to, one may still be read elsewhere, and one is being emptied.
+ROW_INBOXES = 3
 # Maxima travel in lines.
 LINE_BYTES = 16
 
@@ -60,9 +62,9 @@ def max_kernel_rows(row_bytes: int, num_devices: int) -> int:
         row_bytes: of a row, in the dtype of the residual stream.
         num_devices: N.
     """
-    # Inboxes hold a row of each other device, twice. Where they are the limit, it is a power of two: with that the
+    # Inboxes hold a row of each other device. Where they are the limit, it is a power of two: with that the
     # longest rows' addresses take fewer registers, which are scarce with 8 devices.
-    with_room = MAX_INBOX_BYTES // (2 * (num_devices - 1) * row_bytes)
+    with_room = MAX_INBOX_BYTES // (ROW_INBOXES * (num_devices - 1) * row_bytes)
     most_bytes = MAX_SUM_BYTES if num_devices == 2 else MAX_SUM_BYTES_OF_MANY
     return min(MAX_ROWS, most_bytes // row_bytes, 1 << (with_room.bit_length() - 1))
 

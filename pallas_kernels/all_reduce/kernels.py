@@ -6,21 +6,21 @@ in a step, other kernels' weights push it out of the cache between two calls, an
 for before the next is known.
 
 Rows travel as they are, in words of 8 bytes, and nothing beside them. An inbox is full of a number that no row may hold
-(EMPTY, in each half of a word), so who sees another has the data, without fences or flags; and puts EMPTY back for the
-next time (as in the all-reduce that TensorRT-LLM names after Lamport). That is done at the end, when all threads have
-read: a compiler may read a word several times, to have it in several threads, and none may find it gone. What a row has
-of that number, two negative zeros of 16 bits, becomes positive ones before anything is done with it, so that all
+(EMPTY, in each half of a word), so who sees another has the data, without fences or flags; and puts EMPTY back for
+later (as in the all-reduce that TensorRT-LLM names after Lamport). While it waits, a call empties what the one before it
+received: a compiler may read a word several times, to have it in several threads, and none may find it gone. What a row
+has of that number, two negative zeros of 16 bits, becomes positive ones before anything is done with it, so that all
 devices add the same. The exchange of maxima, whose ids may be any number, travels in lines of 16 bytes, of which half
 are the number of the call (as NCCL's LL protocol does).
 
 In one shot, a row goes whole to all others, and all of them add. In two (TWO_SHOT), it goes to the row's owner alone,
 rank row % N, which adds, rounds, and sends the sum to the others; the same bits for fewer bytes, and a second hop.
 
-Two inboxes, for even and odd epochs, are enough in either form, and however the forms follow each other. Whoever begins
-call e of a row has ended call e - 1 of it, so it has received either every rank's words or the owner's, which sends
-only after it has received every rank's. Every rank had thus begun call e - 1 of the row and ended call e - 2: what call
-e overwrites has been read, and emptied. A call of fewer rows leaves the other rows' counters alone, so this holds row
-by row.
+Calls of a row take three inboxes in turn, in either form, and however the forms follow each other. Whoever begins call
+e of a row has ended call e - 1 of it, so it has received either every rank's words or the owner's, which sends only
+after it has received every rank's. Every rank had thus begun call e - 1 of the row and ended call e - 2, in which it
+emptied what it had received in call e - 3: where call e writes. A call of fewer rows leaves the other rows' counters
+alone, so this holds row by row.
 """
 
 # mypy: ignore-errors
@@ -239,10 +239,19 @@ def local_sum(parts, at, inside, PARTS: tl.constexpr, STRIDE: tl.constexpr, dtyp
 
 @triton.jit
 def begin_row(table, row, N: tl.constexpr, COUNTERS: tl.constexpr, POLLS: tl.constexpr):
-    """The counter of the row, the number of this call, and the polls that it may take."""
+    """Of a row: its counter, what that said, the inbox of this call, and the polls that it may take."""
     polls = tl.where(is_given_up(table, N), 1, POLLS)
     counter = table + COUNTERS + row
-    return counter, tl.load(counter) + 1, polls
+    last = tl.load(counter)
+    return counter, last, (last % 4 + 1) % 3, polls
+
+
+@triton.jit
+def end_row(counter, inbox, TWO_SHOT: tl.constexpr):
+    """Count the call: the row's counter says which inbox it took, and whether it took two shots."""
+    # All threads have read the counter.
+    tl.debug_barrier()
+    tl.store(counter, inbox + 4 if TWO_SHOT else inbox)
 
 
 @triton.jit
@@ -250,14 +259,14 @@ def inbox_row(
     base,
     sender,
     row,
-    epoch,
+    inbox,
     N: tl.constexpr,
     INBOX: tl.constexpr,
     MAX_ROWS: tl.constexpr,
     ROW_WORDS: tl.constexpr,
 ):
     """Where a row begins in the workspace at `base`, as sent by the rank `sender` after that workspace's."""
-    slot = (epoch & 1).to(tl.int64) * (N - 1) + (sender - 1)
+    slot = inbox.to(tl.int64) * (N - 1) + (sender - 1)
     return base + INBOX + (slot * MAX_ROWS + row) * (ROW_WORDS * 8)
 
 
@@ -268,7 +277,7 @@ def send_to_all(
     row,
     index,
     live,
-    epoch,
+    inbox,
     N: tl.constexpr,
     INBOX: tl.constexpr,
     MAX_ROWS: tl.constexpr,
@@ -278,7 +287,7 @@ def send_to_all(
     for offset in tl.static_range(1, N):
         # To the one `offset` ranks after me, I am the one N - offset after it.
         base = workspace_address(table, offset)
-        start = inbox_row(base, N - offset, row, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
+        start = inbox_row(base, N - offset, row, inbox, N, INBOX, MAX_ROWS, ROW_WORDS)
         send_words(start + index * 8, words, live)
 
 
@@ -289,13 +298,37 @@ def owner_offset(table, row, N: tl.constexpr):
 
 
 @triton.jit
+def empty_last(
+    table,
+    row,
+    last,
+    WORDS: tl.constexpr,
+    N: tl.constexpr,
+    INBOX: tl.constexpr,
+    MAX_ROWS: tl.constexpr,
+    ROW_WORDS: tl.constexpr,
+):
+    """Empty what the last call of a row received: a row of all others, or in two shots of its owner, if that is not me.
+    It may have been of any size."""
+    base = workspace_address(table, 0)
+    owner = owner_offset(table, row, N)
+    of_owner = (last >= 4) & (owner != 0)
+    # A loop that is not unrolled: all addresses at once would take too many registers.
+    for sender in range(tl.where(of_owner, owner, 1), tl.where(of_owner, owner + 1, N)):
+        start = inbox_row(base, sender, row, last % 4, N, INBOX, MAX_ROWS, ROW_WORDS)
+        for chunk in tl.static_range((ROW_WORDS + WORDS - 1) // WORDS):
+            index = chunk * WORDS + tl.arange(0, WORDS)
+            empty_words(start + index * 8, index < ROW_WORDS)
+
+
+@triton.jit
 def send_to_owner(
     words,
     table,
     row,
     index,
     live,
-    epoch,
+    inbox,
     N: tl.constexpr,
     INBOX: tl.constexpr,
     MAX_ROWS: tl.constexpr,
@@ -307,7 +340,7 @@ def send_to_owner(
     # All are read and one is chosen: none has to be waited for until it is known which.
     for offset in tl.static_range(1, N):
         base = tl.where(owner == offset, workspace_address(table, offset), base)
-    start = inbox_row(base, N - owner, row, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
+    start = inbox_row(base, N - owner, row, inbox, N, INBOX, MAX_ROWS, ROW_WORDS)
     send_words(start + index * 8, words, tl.where(owner == 0, 0, live))
 
 
@@ -316,7 +349,7 @@ def send_row(
     parts,
     table,
     row,
-    epoch,
+    inbox,
     dtype: tl.constexpr,
     TWO_SHOT: tl.constexpr,
     D: tl.constexpr,
@@ -338,9 +371,9 @@ def send_row(
         words = words_of(own, dtype)
         live = (index * V < D).to(tl.int32)
         if TWO_SHOT:
-            send_to_owner(words, table, row, index, live, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
+            send_to_owner(words, table, row, index, live, inbox, N, INBOX, MAX_ROWS, ROW_WORDS)
         else:
-            send_to_all(words, table, row, index, live, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
+            send_to_all(words, table, row, index, live, inbox, N, INBOX, MAX_ROWS, ROW_WORDS)
     return own
 
 
@@ -351,7 +384,7 @@ def sum_of_all(
     row,
     index,
     live,
-    epoch,
+    inbox,
     polls,
     dtype: tl.constexpr,
     TOGETHER: tl.constexpr,
@@ -369,7 +402,7 @@ def sum_of_all(
     for r in tl.static_range(N):
         theirs = words
         if r != rank:
-            start = inbox_row(base, (r - rank + N) % N, row, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
+            start = inbox_row(base, (r - rank + N) % N, row, inbox, N, INBOX, MAX_ROWS, ROW_WORDS)
             theirs = receive_words(start + index * 8, live, polls, error, TOGETHER)
         total += values_of(theirs, dtype)
     return total.to(dtype)
@@ -382,7 +415,7 @@ def sum_over_devices(
     row,
     index,
     live,
-    epoch,
+    inbox,
     polls,
     dtype: tl.constexpr,
     TWO_SHOT: tl.constexpr,
@@ -397,51 +430,19 @@ def sum_over_devices(
         owner = owner_offset(table, row, N)
         if owner == 0:
             total = sum_of_all(
-                own, table, row, index, live, epoch, polls, dtype, TOGETHER, N, INBOX, MAX_ROWS, ROW_WORDS
+                own, table, row, index, live, inbox, polls, dtype, TOGETHER, N, INBOX, MAX_ROWS, ROW_WORDS
             )
             words = words_of(total, dtype)
             # Even if a wait was given up, so that the others need not wait as long: the exchange tells them.
-            send_to_all(words, table, row, index, live, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
+            send_to_all(words, table, row, index, live, inbox, N, INBOX, MAX_ROWS, ROW_WORDS)
         else:
             error = error_word(table, N).to(tl.int64)
-            start = inbox_row(workspace_address(table, 0), owner, row, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
+            start = inbox_row(workspace_address(table, 0), owner, row, inbox, N, INBOX, MAX_ROWS, ROW_WORDS)
             words = receive_words(start + index * 8, live, polls, error, TOGETHER)
         summed = values_of(words, dtype).to(dtype)
     else:
-        summed = sum_of_all(own, table, row, index, live, epoch, polls, dtype, TOGETHER, N, INBOX, MAX_ROWS, ROW_WORDS)
+        summed = sum_of_all(own, table, row, index, live, inbox, polls, dtype, TOGETHER, N, INBOX, MAX_ROWS, ROW_WORDS)
     return summed
-
-
-@triton.jit
-def end_row(
-    table,
-    row,
-    counter,
-    epoch,
-    num_words,
-    TWO_SHOT: tl.constexpr,
-    WORDS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    N: tl.constexpr,
-    INBOX: tl.constexpr,
-    MAX_ROWS: tl.constexpr,
-    ROW_WORDS: tl.constexpr,
-):
-    """Count this call of the row, and empty what was received: `num_words` from all others, or in two shots from its
-    owner, if that is not me."""
-    # All threads have read the counter, and what was received.
-    tl.debug_barrier()
-    tl.store(counter, epoch)
-    base = workspace_address(table, 0)
-    owner = owner_offset(table, row, N)
-    for sender in tl.static_range(1, N):
-        start = inbox_row(base, sender, row, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
-        count = num_words
-        if TWO_SHOT:
-            count = tl.where((owner == 0) | (owner == sender), num_words, 0)
-        for chunk in tl.static_range(CHUNKS):
-            index = chunk * WORDS + tl.arange(0, WORDS)
-            empty_words(start + index * 8, index < count)
 
 
 @triton.jit
@@ -470,10 +471,11 @@ def all_reduce_kernel(
     dtype: tl.constexpr = out.dtype.element_ty
     V: tl.constexpr = 64 // dtype.primitive_bitwidth
     row = tl.program_id(0).to(tl.int64)
-    counter, epoch, polls = begin_row(table, row, N, COUNTERS, POLLS)
+    counter, last, inbox, polls = begin_row(table, row, N, COUNTERS, POLLS)
     own = send_row(
-        parts, table, row, epoch, dtype, TWO_SHOT, D, PARTS, STRIDE, WORDS, CHUNKS, N, INBOX, MAX_ROWS, ROW_WORDS
+        parts, table, row, inbox, dtype, TWO_SHOT, D, PARTS, STRIDE, WORDS, CHUNKS, N, INBOX, MAX_ROWS, ROW_WORDS
     )
+    empty_last(table, row, last, WORDS, N, INBOX, MAX_ROWS, ROW_WORDS)
     for chunk in tl.static_range(CHUNKS):
         index = chunk * WORDS + tl.arange(0, WORDS)
         d = index[:, None] * V + tl.arange(0, V)[None, :]
@@ -481,10 +483,10 @@ def all_reduce_kernel(
             own = local_sum(parts, row * D + d, d < D, PARTS, STRIDE, dtype)
         live = (index * V < D).to(tl.int32)
         total = sum_over_devices(
-            own, table, row, index, live, epoch, polls, dtype, TWO_SHOT, TOGETHER, N, INBOX, MAX_ROWS, ROW_WORDS
+            own, table, row, index, live, inbox, polls, dtype, TWO_SHOT, TOGETHER, N, INBOX, MAX_ROWS, ROW_WORDS
         )
         tl.store(out + row * D + d, total, mask=d < D)
-    end_row(table, row, counter, epoch, D // V, TWO_SHOT, WORDS, CHUNKS, N, INBOX, MAX_ROWS, ROW_WORDS)
+    end_row(counter, inbox, TWO_SHOT)
 
 
 @triton.jit
@@ -517,7 +519,7 @@ def all_reduce_residual_norm_kernel(
     dtype: tl.constexpr = x_out.dtype.element_ty
     V: tl.constexpr = 64 // dtype.primitive_bitwidth
     row = tl.program_id(0).to(tl.int64)
-    counter, epoch, polls = begin_row(table, row, N, COUNTERS, POLLS)
+    counter, last, inbox, polls = begin_row(table, row, N, COUNTERS, POLLS)
     if CHUNKS == 1:
         weight += tl.load(weight_row).to(tl.int64) * D
         # Under way while this device sends and waits.
@@ -525,8 +527,9 @@ def all_reduce_residual_norm_kernel(
         d = index[:, None] * V + tl.arange(0, V)[None, :]
         stream = tl.load(x + row * D + d, mask=d < D, other=0.0)
     own = send_row(
-        parts, table, row, epoch, dtype, TWO_SHOT, D, PARTS, STRIDE, WORDS, CHUNKS, N, INBOX, MAX_ROWS, ROW_WORDS
+        parts, table, row, inbox, dtype, TWO_SHOT, D, PARTS, STRIDE, WORDS, CHUNKS, N, INBOX, MAX_ROWS, ROW_WORDS
     )
+    empty_last(table, row, last, WORDS, N, INBOX, MAX_ROWS, ROW_WORDS)
     if CHUNKS == 1:
         # Not before anything is sent: it waits for the row's number.
         scale = tl.load(weight + d, mask=d < D, other=0.0)
@@ -540,7 +543,7 @@ def all_reduce_residual_norm_kernel(
         live = (index * V < D).to(tl.int32)
         # In the dtype of the stream, as if the sum were the product itself.
         added = sum_over_devices(
-            own, table, row, index, live, epoch, polls, dtype, TWO_SHOT, TOGETHER, N, INBOX, MAX_ROWS, ROW_WORDS
+            own, table, row, index, live, inbox, polls, dtype, TWO_SHOT, TOGETHER, N, INBOX, MAX_ROWS, ROW_WORDS
         )
         stream = (stream.to(tl.float32) + added.to(tl.float32)).to(dtype)
         tl.store(x_out + row * D + d, stream, mask=d < D)
@@ -559,7 +562,7 @@ def all_reduce_residual_norm_kernel(
         tl.store(
             normed_out + row * D + d, scale_normed(stream.to(tl.float32) * inverse, scale, dtype, KIND), mask=d < D
         )
-    end_row(table, row, counter, epoch, D // V, TWO_SHOT, WORDS, CHUNKS, N, INBOX, MAX_ROWS, ROW_WORDS)
+    end_row(counter, inbox, TWO_SHOT)
 
 
 @triton.jit
@@ -593,17 +596,18 @@ def all_to_all_kernel(
     rank = tl.load(table + 2 * N)
     base = workspace_address(table, 0)
     error = error_word(table, N).to(tl.int64)
-    counter, epoch, polls = begin_row(table, place, N, COUNTERS, POLLS)
+    counter, last, inbox, polls = begin_row(table, place, N, COUNTERS, POLLS)
     for offset in tl.static_range(1, N):
         # As in send_to_all, but other values for each device: its share of the rows.
         theirs = values + (((rank + offset) % N) * ROWS + row) * D
-        start = inbox_row(workspace_address(table, offset), N - offset, place, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
+        start = inbox_row(workspace_address(table, offset), N - offset, place, inbox, N, INBOX, MAX_ROWS, ROW_WORDS)
         for chunk in tl.static_range(CHUNKS):
             index = chunk * WORDS + tl.arange(0, WORDS)
             d = first + index[:, None] * V + tl.arange(0, V)[None, :]
             words = words_of(tl.load(theirs + d, mask=d < D, other=0.0), dtype)
             live = ((index < ROW_WORDS) & (first + index * V < D)).to(tl.int32)
             send_words(start + index * 8, words, live)
+    empty_last(table, place, last, WORDS, N, INBOX, MAX_ROWS, ROW_WORDS)
     for r in tl.static_range(N):
         for chunk in tl.static_range(CHUNKS):
             index = chunk * WORDS + tl.arange(0, WORDS)
@@ -613,11 +617,10 @@ def all_to_all_kernel(
             if r == rank:
                 received = tl.load(values + (rank * ROWS + row) * D + d, mask=inside, other=0.0).to(tl.float32)
             else:
-                start = inbox_row(base, (r - rank + N) % N, place, epoch, N, INBOX, MAX_ROWS, ROW_WORDS)
+                start = inbox_row(base, (r - rank + N) % N, place, inbox, N, INBOX, MAX_ROWS, ROW_WORDS)
                 received = values_of(receive_words(start + index * 8, live, polls, error, TOGETHER), dtype)
             tl.store(out + row * (N * D) + r * D + d, received.to(dtype), mask=inside)
-    num_words = tl.minimum(ROW_WORDS, (D - first + V - 1) // V)
-    end_row(table, place, counter, epoch, num_words, False, WORDS, CHUNKS, N, INBOX, MAX_ROWS, ROW_WORDS)
+    end_row(counter, inbox, False)
 
 
 @triton.jit

@@ -19,6 +19,7 @@ from pallas_kernels.all_reduce.config import (
     LINE_BYTES,
     MAX_EXCHANGE_BYTES,
     MAX_EXCHANGE_ROWS,
+    ROW_INBOXES,
     WORD_BYTES,
     max_kernel_rows,
 )
@@ -34,12 +35,14 @@ def _aligned(size: int) -> int:
 class WorkspaceLayout:
     """What lies where in each device's workspace and in its row of the table.
 
-    The workspace is inboxes: for maxima of lines of 16 bytes, half of it data, half the epoch, the number of the call;
-    for rows of words of 8 bytes, full of EMPTY between calls. Each is there twice, for even and odd epochs: who sends
-    epoch e knows that all have read epoch e - 2 (`kernels.py`).
+    The workspace is inboxes. Those for maxima are of lines of 16 bytes, half of it data, half the epoch, the number of
+    the call, and are there twice, for even and odd epochs: who sends epoch e knows that all have read epoch e - 2.
+    Those for rows are of words of 8 bytes, full of EMPTY before a call, and are there `ROW_INBOXES` times
+    (`kernels.py`).
 
     The table holds the addresses of all workspaces, the device's rank, and its error word: not 0 once a wait was given
-    up. Then a counter of calls for each row of the residual stream, and for each row of an exchange.
+    up. Then for each row of the residual stream which inbox its last call took, and for each row of an exchange the
+    number of calls.
 
     Attributes:
         num_devices: N, 2 or more.
@@ -86,14 +89,14 @@ class WorkspaceLayout:
 
     @property
     def row_inbox(self) -> int:
-        """Offset in bytes of [2, N - 1, max_rows, row_bytes / 8] words of the workspace."""
+        """Offset in bytes of [ROW_INBOXES, N - 1, max_rows, row_bytes / 8] words of the workspace."""
         return self.exchange_inbox + 2 * (self.num_devices - 1) * self.max_exchange_rows * LINE_BYTES
 
     @property
     def num_bytes(self) -> int:
         """Bytes of a device's workspace."""
         words = -(-self.row_bytes // WORD_BYTES)
-        return _aligned(self.row_inbox + 2 * (self.num_devices - 1) * self.max_rows * words * WORD_BYTES)
+        return _aligned(self.row_inbox + ROW_INBOXES * (self.num_devices - 1) * self.max_rows * words * WORD_BYTES)
 
     def takes(self, num_rows: int, row_bytes: int) -> bool:
         """Whether rows can be summed in it."""

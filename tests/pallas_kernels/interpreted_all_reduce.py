@@ -4,7 +4,7 @@ The interpreter knows no assembly: sending and receiving a word or a line are re
 same bytes. Ranks that run one after the other cannot wait for each other, so each call is made three times, with
 counters and error words as they were: once so that all have sent; again because a rank that received nothing tells the
 others so in its next program, and because owners of rows send their sums only now; and once more so that all receive.
-Only then words are not sent again, and what was received is emptied.
+Only then words are not sent again.
 """
 
 # mypy: ignore-errors
@@ -26,6 +26,9 @@ from pallas_kernels.all_reduce.workspace import first_memory, first_table
 
 EMPTY = tl.constexpr(config.EMPTY)
 OF_EACH_RANK = {"parts", "values", "ids", "columns"}
+# Other values in each call: what is left of an earlier one must not be taken for this one's. Four calls: the last finds
+# the inbox of the first.
+FACTORS = (-1, 7, 3, 1)
 
 
 @triton.jit
@@ -66,14 +69,6 @@ def receive_words(address, live, polls, error, TOGETHER: tl.constexpr):
     return word
 
 
-@triton.jit
-def empty_no_words(address, live):
-    pass
-
-
-empty_words = kernels.empty_words
-
-
 class Ranks:
     """Workspaces of some ranks, and calls of all of them."""
 
@@ -89,7 +84,6 @@ class Ranks:
         for attempt in range(3):
             last = attempt == 2
             kernels.send_words = send_no_words if last else send_words
-            kernels.empty_words = empty_words if last else empty_no_words
             if last:
                 self._sent |= self.occupied()
             results = []
@@ -105,10 +99,16 @@ class Ranks:
         """[ranks, max_rows]: how many ranks ever wrote into a rank's inboxes for a row."""
         return self._sent.any((1, 4)).sum(1)
 
+    def last_inboxes(self) -> np.ndarray:
+        """[ranks, inboxes, 1, max_rows]: which inbox each row's last call took, by the counters."""
+        first = self._layout.row_counters
+        last = self.table[:, first : first + self._layout.max_rows] % 4
+        return (last[:, None] == np.arange(config.ROW_INBOXES)[:, None])[:, :, None]
+
     def occupied(self) -> np.ndarray:
-        """[ranks, 2, N - 1, max_rows, words]: which halves of words of the inboxes for rows are not empty."""
+        """[ranks, inboxes, N - 1, max_rows, words]: which halves of words of the inboxes for rows are not empty."""
         n, first = self._layout.num_devices, self._layout.row_inbox // 4
-        shape = (2, n - 1, self._layout.max_rows, self._layout.row_bytes // 8 * 2)
+        shape = (config.ROW_INBOXES, n - 1, self._layout.max_rows, self._layout.row_bytes // 8 * 2)
         return np.stack([m[first : first + np.prod(shape)].reshape(shape) for m in self.memory]) != config.EMPTY
 
 
@@ -124,7 +124,7 @@ def second_of_three(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def run(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, ...]:
-    """Three calls on each rank, of the given rows.
+    """Four calls on each rank, of the given rows.
 
     The second call has half of the rows, or of the columns where they are exchanged, so that rows are at different
     epochs. With `late`, the last rank makes it after the others, which gave it up. With `parts` and `values`, the last
@@ -135,22 +135,22 @@ def run(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, ...]:
     (num_ranks,) = {arrays[name].shape[0] for name in OF_EACH_RANK & arrays.keys()}
     layout = WorkspaceLayout(num_ranks, options.pop("row_bytes"), options.pop("max_rows"), max_exchange_rows=16)
     late = options.pop("late", False)
-    two_shot = options.pop("two_shot", [False] * 3)
+    two_shot = options.pop("two_shot", [False] * len(FACTORS))
     count_senders = options.pop("count_senders", False)
     dtype = options.pop("dtype", "float32")
     ranks = Ranks(layout)
-    for turn in range(3):
+    for turn, factor in enumerate(FACTORS):
         rows = slice(None, None, 2) if turn == 1 else slice(None)
 
-        def operation(rank: int, peers: Peers, turn: int = turn, rows: slice = rows) -> list[jax.Array]:
+        def operation(
+            rank: int, peers: Peers, turn: int = turn, factor: int = factor, rows: slice = rows
+        ) -> list[jax.Array]:
             own = {name: jnp.asarray(a[rank]) for name, a in arrays.items() if name in OF_EACH_RANK}
-            if "values" in arrays and ("parts" not in arrays or turn == 2):
+            if "values" in arrays and ("parts" not in arrays or turn == len(FACTORS) - 1):
                 chosen = launching.argmax_over_devices_triton(
                     own["values"][rows], own["ids"][rows], peers, polls=1, block=8
                 )
                 return [chosen]
-            # Other values in each call: what is left of an earlier one must not be taken for this one's.
-            factor = turn - 1 if turn != 1 else 7
             if "columns" in arrays:
                 return [launching.all_to_all_triton(own["columns"][:, rows] * factor, peers, polls=1)]
             parts = own["parts"][:, rows] * factor
@@ -166,8 +166,8 @@ def run(arrays: dict[str, np.ndarray], options: dict) -> tuple[np.ndarray, ...]:
                 ranks.call(operation, together[-1:])
             else:
                 results = ranks.call(operation, together)
-        if not late and ranks.occupied().any():
-            raise RuntimeError("what was received has not been emptied")
+        if not late and (ranks.occupied().any(-1) & ~ranks.last_inboxes()).any():
+            raise RuntimeError("what was received before the last call has not been emptied")
     errors = ranks.table[:, layout.error_word].copy()
     senders = (ranks.senders(),) if count_senders else ()
     return (*(array for of_rank in results for array in of_rank), *senders, errors)

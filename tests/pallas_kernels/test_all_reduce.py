@@ -30,6 +30,7 @@ from pallas_kernels.all_reduce.config import (
     EMPTY,
     MAX_INBOX_BYTES,
     MAX_ROWS,
+    ROW_INBOXES,
     WORD_BYTES,
     is_two_shot,
     max_kernel_rows,
@@ -139,7 +140,7 @@ def test_the_reference_chooses_the_first_of_the_largest(ranks: int) -> None:
 
 
 # Which of three calls sum in two shots. Only the last one's results are looked at; that in the middle has fewer rows.
-FORMS = {"one": (False, False, False), "two": (True, True, True), "turns": (True, False, True)}
+FORMS = {"one": (False,) * 4, "two": (True,) * 4, "turns": (True, False, False, True)}
 # (ranks, D, rows, parts, a norm's kind or None); rounded to float16, so that rounding can go wrong.
 TWO_SHOT_SUMS: dict[str, tuple[int, int, int, int, str | None]] = {
     "sum": (4, 100, 5, 3, None),
@@ -362,7 +363,7 @@ def test_the_regions_of_a_workspace_follow_each_other(size: int, itemsize: int, 
     assert 0 < layout.max_rows <= MAX_ROWS
     ends = (
         layout.exchange_inbox + 2 * (num_devices - 1) * layout.max_exchange_rows * 16,
-        layout.row_inbox + 2 * (num_devices - 1) * layout.max_rows * layout.row_bytes,
+        layout.row_inbox + ROW_INBOXES * (num_devices - 1) * layout.max_rows * layout.row_bytes,
     )
     starts = (layout.row_inbox, layout.num_bytes)
     assert all(end <= start and start % 16 == 0 for end, start in zip(ends, starts, strict=True))
