@@ -7,11 +7,11 @@ for before the next is known.
 
 Rows travel as they are, in words of 8 bytes, and nothing beside them. An inbox is full of a number that no row may hold
 (EMPTY, in each half of a word), so who sees another has the data, without fences or flags; and puts EMPTY back for
-later (as in the all-reduce that TensorRT-LLM names after Lamport). While it waits, a call empties what the one before it
-received: a compiler may read a word several times, to have it in several threads, and none may find it gone. What a row
-has of that number, two negative zeros of 16 bits, becomes positive ones before anything is done with it, so that all
-devices add the same. The exchange of maxima, whose ids may be any number, travels in lines of 16 bytes, of which half
-are the number of the call (as NCCL's LL protocol does).
+later (as in the all-reduce that TensorRT-LLM names after Lamport). While it waits, a call empties what the one before
+it received: a compiler may read a word several times, to have it in several threads, and none may find it gone. What a
+row has of that number, two negative zeros of 16 bits, becomes positive ones before anything is done with it, so that
+all devices add the same. The exchange of maxima, whose ids may be any number, travels in lines of 16 bytes, of which
+half are the number of the call (as NCCL's LL protocol does).
 
 In one shot, a row goes whole to all others, and all of them add. In two (TWO_SHOT), it goes to the row's owner alone,
 rank row % N, which adds, rounds, and sends the sum to the others; the same bits for fewer bytes, and a second hop.
