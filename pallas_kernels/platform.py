@@ -7,9 +7,11 @@ from typing import Literal, get_args
 
 import jax
 
-# What XLA's assembler of CUDA 12.8 and later reads; Triton's newest default may be ahead of it.
+# For the kernels that jax_triton launches: what XLA's assembler of CUDA 12.8 and later reads; Triton's newest default
+# may be ahead of it.
 PTX_VERSION = 87
-# Whether XLA compiles Triton kernels itself (`triton_ir`), or Triton does.
+# Whether XLA compiles and launches Triton kernels itself (`triton_call`), or leaves them all to jax_triton: a way out
+# should the Triton in XLA compile one wrongly.
 TRITON_BY_XLA = os.environ.get("PALLAS_KERNELS_XLA_TRITON", "1") == "1"
 NUM_SMS = 132  # streaming multiprocessors of an H100 or H200; only how work is cut depends on it
 

@@ -5,8 +5,8 @@ def register() -> str:
     """Make known to XLA what kernels on an NVIDIA GPU call. Importing them is what does.
 
     Returns:
-        How Triton kernels are launched (`triton_call.launched_by`), those that XLA compiles and the others, on which it
-        depends what is compiled; empty where jax_triton is not installed, and there are no such kernels.
+        How Triton kernels are launched (`triton_call.launched_by`), on which it depends what is compiled; empty where
+        jax_triton is not installed, and there are no such kernels.
     """
     # It sets what Mosaic GPU's kernels read when they are loaded.
     import jax.experimental.mosaic.gpu  # noqa: F401
@@ -15,4 +15,4 @@ def register() -> str:
         from pallas_kernels.triton_call import launched_by
     except ImportError:
         return ""
-    return f"{launched_by()}, {launched_by(by_xla=False)}"
+    return launched_by()

@@ -40,7 +40,6 @@ def sampling_floor_triton(
     partials = floats(num_rows, chunks, len(LADDER))
     pivots = floats(num_rows, len(LADDER))
     state = floats(num_rows, kernels.STATE.value)
-    # Compiled by XLA they have not drawn on a GPU yet (decision 23).
     call: Any = partial(triton_call, num_stages=1, backend_options={"ptx_version": PTX_VERSION})
     call_pass: Any = partial(call, grid=(chunks, num_rows), num_warps=config.pass_warps, **sizes)
 
