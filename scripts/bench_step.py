@@ -200,6 +200,7 @@ def main() -> None:
         "--bandwidth", type=float, default=4.3e12, help="bytes a second of each GPU (default: an H200's copy)"
     )
     parser.add_argument("--max-model-len", type=int, default=8192)
+    parser.add_argument("--max-num-batched-tokens", type=int, help="of a step (default: the engine's)")
     parser.add_argument("--tp", type=int, default=1, help="GPUs that each hold a part of every layer (default: 1)")
     parser.add_argument("--num-pages", type=int, help="pages of the KV pool (default: what memory is left)")
     parser.add_argument(
@@ -234,6 +235,7 @@ def main() -> None:
             skip_tokenizer_init=True,
             max_model_len=min(scaled(args.max_model_len), config.context_length),
             enable_prefix_caching=False,
+            max_num_batched_tokens=args.max_num_batched_tokens,
             tensor_parallel_size=args.tp,
             num_pages=args.num_pages,
             compile_ahead=not args.compile_as_met,

@@ -313,12 +313,12 @@ def empty_last(
     base = workspace_address(table, 0)
     owner = owner_offset(table, row, N)
     of_owner = (last >= 4) & (owner != 0)
-    # A loop that is not unrolled: all addresses at once would take too many registers.
-    for sender in range(tl.where(of_owner, owner, 1), tl.where(of_owner, owner + 1, N)):
-        start = inbox_row(base, sender, row, last % 4, N, INBOX, MAX_ROWS, ROW_WORDS)
-        for chunk in tl.static_range((ROW_WORDS + WORDS - 1) // WORDS):
-            index = chunk * WORDS + tl.arange(0, WORDS)
-            empty_words(start + index * 8, index < ROW_WORDS)
+    chunks: tl.constexpr = (ROW_WORDS + WORDS - 1) // WORDS
+    # One loop that is not unrolled: all addresses at once would take too many registers.
+    for i in range(tl.where(of_owner, owner, 1) * chunks, tl.where(of_owner, owner + 1, N) * chunks):
+        start = inbox_row(base, i // chunks, row, last % 4, N, INBOX, MAX_ROWS, ROW_WORDS)
+        index = i % chunks * WORDS + tl.arange(0, WORDS)
+        empty_words(start + index * 8, index < ROW_WORDS)
 
 
 @triton.jit
