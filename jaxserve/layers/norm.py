@@ -22,7 +22,7 @@ from pallas_kernels.residual_norm.reference import norm_weight, rms_norm, scale_
 NormKind = Literal["rms", "rms_rounded_last", "rms_plus_one", "layer"]
 
 # Rows of a step over several devices from which the residual stream is split by rows, where nothing but a product is
-# added to it; None: never. Not measured yet, so off.
+# added to it; None: never. Off, since a prefill over two H200s was 1 % slower with it (docs/decisions/0016).
 SPLIT_STREAM_ROWS: int | None = None
 
 
