@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 
 from pallas_kernels.all_reduce import config
-from pallas_kernels.residual_norm.kernels import scale_normed
+from pallas_kernels.residual_norm.kernels import load_sum, scale_normed
 
 # In each half of a word of an inbox that nothing has arrived in: two negative zeros of 16 bits, or as one of 32 bits a
 # number so small that 0 will do for it.
@@ -229,15 +229,6 @@ def values_of(words, dtype: tl.constexpr):
 
 
 @triton.jit
-def local_sum(parts, at, inside, PARTS: tl.constexpr, STRIDE: tl.constexpr, dtype: tl.constexpr):
-    """This device's own parts [PARTS, ...] added up, rounded as if they were one product."""
-    total = tl.load(parts + at, mask=inside, other=0.0)
-    for part in tl.static_range(1, PARTS):
-        total += tl.load(parts + part * STRIDE + at, mask=inside, other=0.0)
-    return total.to(dtype)
-
-
-@triton.jit
 def begin_row(table, row, N: tl.constexpr, COUNTERS: tl.constexpr, POLLS: tl.constexpr):
     """Of a row: its counter, what that said, the inbox of this call, and the polls that it may take."""
     polls = tl.where(is_given_up(table, N), 1, POLLS)
@@ -367,7 +358,7 @@ def send_row(
     for chunk in tl.static_range(CHUNKS):
         index = chunk * WORDS + tl.arange(0, WORDS)
         d = index[:, None] * V + tl.arange(0, V)[None, :]
-        own = local_sum(parts, row * D + d, d < D, PARTS, STRIDE, dtype)
+        own = load_sum(parts + row * D + d, d < D, dtype, PARTS, STRIDE)
         words = words_of(own, dtype)
         live = (index * V < D).to(tl.int32)
         if TWO_SHOT:
@@ -480,7 +471,7 @@ def all_reduce_kernel(
         index = chunk * WORDS + tl.arange(0, WORDS)
         d = index[:, None] * V + tl.arange(0, V)[None, :]
         if CHUNKS > 1:
-            own = local_sum(parts, row * D + d, d < D, PARTS, STRIDE, dtype)
+            own = load_sum(parts + row * D + d, d < D, dtype, PARTS, STRIDE)
         live = (index * V < D).to(tl.int32)
         total = sum_over_devices(
             own, table, row, index, live, inbox, polls, dtype, TWO_SHOT, TOGETHER, N, INBOX, MAX_ROWS, ROW_WORDS
@@ -539,7 +530,7 @@ def all_reduce_residual_norm_kernel(
         d = index[:, None] * V + tl.arange(0, V)[None, :]
         if CHUNKS > 1:
             stream = tl.load(x + row * D + d, mask=d < D, other=0.0)
-            own = local_sum(parts, row * D + d, d < D, PARTS, STRIDE, dtype)
+            own = load_sum(parts + row * D + d, d < D, dtype, PARTS, STRIDE)
         live = (index * V < D).to(tl.int32)
         # In the dtype of the stream, as if the sum were the product itself.
         added = sum_over_devices(

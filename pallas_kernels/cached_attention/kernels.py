@@ -10,15 +10,7 @@ import triton
 import triton.language as tl
 
 from pallas_kernels.paged_attention.kernels import load_slopes, log2_scores, merge_chunks, visit_keys
-
-
-@triton.jit
-def _load_sum(pointers, mask, dtype: tl.constexpr, PARTS: tl.constexpr, STRIDE: tl.constexpr):
-    """The sum of PARTS values, STRIDE apart, rounded as if it were one product."""
-    total = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
-    for part in tl.static_range(1, PARTS):
-        total += tl.load(pointers + part * STRIDE, mask=mask, other=0.0)
-    return total.to(dtype)
+from pallas_kernels.residual_norm.kernels import load_sum
 
 
 @triton.jit
@@ -34,14 +26,14 @@ def _load_rotated(
     H: tl.constexpr,
 ):
     """Heads of pointers `rows` [..., 1] + h, rotated by one token's [2, ROTATED / 2] cosines and sines, in float32."""
-    x = _load_sum(rows + h, inside, dtype, PARTS, STRIDE).to(tl.float32)
+    x = load_sum(rows + h, inside, dtype, PARTS, STRIDE).to(tl.float32)
     if ROTATED:
         HALF: tl.constexpr = ROTATED // 2
         turns = inside & (h < ROTATED)
         first = h < HALF
         partner = tl.where(first, h + HALF, h - HALF)
         angle = tl.where(first, h, partner)
-        other = _load_sum(rows + partner, turns, dtype, PARTS, STRIDE).to(tl.float32)
+        other = load_sum(rows + partner, turns, dtype, PARTS, STRIDE).to(tl.float32)
         cos = tl.load(cos_sin_row + angle, mask=h < ROTATED, other=1.0)
         sin = tl.load(cos_sin_row + HALF + angle, mask=h < ROTATED, other=0.0)
         x = x * cos + tl.where(first, -other, other) * sin
@@ -117,7 +109,7 @@ def decode_kernel(
     is_last = chunk == num_chunks - 1
     new = h < tl.where(is_last, H, 0)
     new_k = _load_rotated(qkv + row + G * H, h, new, cos_sin_row, element, PARTS, STRIDE, ROTATED, H).to(element)
-    new_v = _load_sum(qkv + row + (G + 1) * H + h, new, element, PARTS, STRIDE)
+    new_v = load_sum(qkv + row + (G + 1) * H + h, new, element, PARTS, STRIDE)
     # Only the new key's own score starts the running softmax: a chunk of older keys starts from nothing.
     products = tl.sum(q.to(tl.float32) * new_k.to(tl.float32)[None, :], 1)
     new_score = log2_scores(products, 0.0, slopes, scale_log2, SOFT_CAP, False)

@@ -20,6 +20,15 @@ def scale_normed(normed, scale, dtype: tl.constexpr, KIND: tl.constexpr):
 
 
 @triton.jit
+def load_sum(pointers, mask, dtype: tl.constexpr, PARTS: tl.constexpr, STRIDE: tl.constexpr):
+    """The sum of the values of PARTS arrays, STRIDE apart, rounded as if they were one product."""
+    total = tl.load(pointers, mask=mask, other=0.0)
+    for part in tl.static_range(1, PARTS):
+        total += tl.load(pointers + part * STRIDE, mask=mask, other=0.0)
+    return total.to(dtype)
+
+
+@triton.jit
 def residual_norm_kernel(
     x,
     delta,
@@ -44,12 +53,10 @@ def residual_norm_kernel(
     inside = d < D
     first = tl.load(weight_row).to(tl.int64) * D
     stream = tl.load(x + row + d, mask=inside, other=0.0)
-    added = tl.load(delta + row + d, mask=inside, other=0.0).to(tl.float32)
-    for part in tl.static_range(1, PARTS):
-        added += tl.load(delta + part * T * D + row + d, mask=inside, other=0.0)
+    # In the dtype of the stream, as a product is.
+    added = load_sum(delta + row + d, inside, stream.dtype, PARTS, T * D)
     scale = tl.load(weight + first + d, mask=inside, other=0.0)
-    # As if the sum of the parts were the product itself, which is in the dtype of the stream.
-    total = stream.to(tl.float32) + added.to(stream.dtype).to(tl.float32)
+    total = stream.to(tl.float32) + added.to(tl.float32)
     # The residual stream is kept in its own dtype, and what is normalised is what is kept.
     stream = total.to(x_out.dtype.element_ty)
     tl.store(x_out + row + d, stream, mask=inside)
