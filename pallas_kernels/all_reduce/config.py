@@ -25,6 +25,8 @@ WORD_BYTES = 8
 EMPTY = 0x8000_8000
 # That calls take in turn: one is sent to, one may still be read elsewhere, and one is being emptied.
 ROW_INBOXES = 3
+# A row's counter is the number of the inbox that its last call took, and this more if that took two shots.
+TOOK_TWO_SHOTS = 4
 # Maxima travel in lines.
 LINE_BYTES = 16
 

@@ -37,6 +37,8 @@ from pallas_kernels.residual_norm.kernels import load_sum, scale_normed
 EMPTY: tl.constexpr = tl.constexpr(config.EMPTY)
 # Both halves, as an int64.
 EMPTY_WORD: tl.constexpr = tl.constexpr((config.EMPTY << 32 | config.EMPTY) - (1 << 64))
+ROW_INBOXES: tl.constexpr = tl.constexpr(config.ROW_INBOXES)
+TOOK_TWO_SHOTS: tl.constexpr = tl.constexpr(config.TOOK_TWO_SHOTS)
 # $0 is a result that nobody reads.
 SEND_WORD: tl.constexpr = tl.constexpr("""
 {
@@ -234,7 +236,7 @@ def begin_row(table, row, N: tl.constexpr, COUNTERS: tl.constexpr, POLLS: tl.con
     polls = tl.where(is_given_up(table, N), 1, POLLS)
     counter = table + COUNTERS + row
     last = tl.load(counter)
-    return counter, last, (last % 4 + 1) % 3, polls
+    return counter, last, (last % TOOK_TWO_SHOTS + 1) % ROW_INBOXES, polls
 
 
 @triton.jit
@@ -242,7 +244,7 @@ def end_row(counter, inbox, TWO_SHOT: tl.constexpr):
     """Count the call: the row's counter says which inbox it took, and whether it took two shots."""
     # All threads have read the counter.
     tl.debug_barrier()
-    tl.store(counter, inbox + 4 if TWO_SHOT else inbox)
+    tl.store(counter, inbox + TOOK_TWO_SHOTS if TWO_SHOT else inbox)
 
 
 @triton.jit
@@ -303,11 +305,11 @@ def empty_last(
     It may have been of any size."""
     base = workspace_address(table, 0)
     owner = owner_offset(table, row, N)
-    of_owner = (last >= 4) & (owner != 0)
+    of_owner = (last >= TOOK_TWO_SHOTS) & (owner != 0)
     chunks: tl.constexpr = (ROW_WORDS + WORDS - 1) // WORDS
     # One loop that is not unrolled: all addresses at once would take too many registers.
     for i in range(tl.where(of_owner, owner, 1) * chunks, tl.where(of_owner, owner + 1, N) * chunks):
-        start = inbox_row(base, i // chunks, row, last % 4, N, INBOX, MAX_ROWS, ROW_WORDS)
+        start = inbox_row(base, i // chunks, row, last % TOOK_TWO_SHOTS, N, INBOX, MAX_ROWS, ROW_WORDS)
         index = i % chunks * WORDS + tl.arange(0, WORDS)
         empty_words(start + index * 8, index < ROW_WORDS)
 

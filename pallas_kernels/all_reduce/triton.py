@@ -1,4 +1,4 @@
-"""Launching the Triton kernels through jax_triton."""
+"""Launching the Triton kernels."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from pallas_kernels.triton_call import triton_call
 
 
 def _call(*args: jax.Array, **settings: Any) -> Any:
-    # The assembler would sooner spill than use all the registers that large programs can have.
+    # For jax_triton: Triton's assembler would sooner spill than use all the registers that large programs can have.
     options = {"ptx_version": PTX_VERSION, "maxnreg": 64}
     return triton_call(*args, num_stages=1, backend_options=options, **settings)
 

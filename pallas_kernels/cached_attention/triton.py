@@ -1,4 +1,4 @@
-"""The operation by Triton kernels through jax_triton: cutting the batch into work, and launching."""
+"""The operation by Triton kernels: cutting the batch into work, and launching."""
 
 from typing import Any, Unpack
 

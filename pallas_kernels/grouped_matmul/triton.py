@@ -1,4 +1,4 @@
-"""Grouped products by Triton kernels through jax_triton: cutting the rows into tiles, and launching.
+"""Grouped products by Triton kernels: cutting the rows into tiles, and launching.
 
 Grids are of fixed size, as a compiled step needs: a tile's group is found on the device, and tiles that the batch does
 not need end at once.

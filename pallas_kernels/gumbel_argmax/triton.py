@@ -1,4 +1,4 @@
-"""gumbel_argmax by a Triton kernel through jax_triton: one pass over the logits, then an argmax over its chunks."""
+"""gumbel_argmax by a Triton kernel: one pass over the logits, then an argmax over its chunks."""
 
 import jax
 import jax.numpy as jnp

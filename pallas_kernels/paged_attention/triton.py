@@ -1,4 +1,4 @@
-"""Paged attention by Triton kernels through jax_triton: cutting the batch into work, and launching.
+"""Paged attention by Triton kernels: cutting the batch into work, and launching.
 
 Sequences with one query go to the decode kernel, which splits long ones over their keys; those with more go to the
 prefill kernel, tile by tile. Both have a grid of fixed size, as a compiled step needs. Which sequence a program works

@@ -1,4 +1,4 @@
-"""sampling_floor by Triton kernels through jax_triton: no sort and no loop, so a step stays one CUDA graph.
+"""sampling_floor by Triton kernels: no sort and no loop, so a step stays one CUDA graph.
 
 Bytes: each pass reads the logits once. The first pass and the listing always run; the second pass reads only rows in
 which many tokens are left, and rows that are greedy or keep everything read nothing. The search reads a short list.

@@ -1,4 +1,4 @@
-"""Launching the Triton kernel through jax_triton."""
+"""Launching the Triton kernel."""
 
 import jax
 

@@ -1,4 +1,4 @@
-"""The choice of experts by a Triton kernel through jax_triton.
+"""The choice of experts by a Triton kernel.
 
 XLA sorts for `lax.top_k`, or reduces k times, each a kernel of its own; here a decode step's layer spends one.
 """

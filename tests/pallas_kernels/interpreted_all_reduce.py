@@ -102,7 +102,7 @@ class Ranks:
     def last_inboxes(self) -> np.ndarray:
         """[ranks, inboxes, 1, max_rows]: which inbox each row's last call took, by the counters."""
         first = self._layout.row_counters
-        last = self.table[:, first : first + self._layout.max_rows] % 4
+        last = self.table[:, first : first + self._layout.max_rows] % config.TOOK_TWO_SHOTS
         return (last[:, None] == np.arange(config.ROW_INBOXES)[:, None])[:, :, None]
 
     def occupied(self) -> np.ndarray:
